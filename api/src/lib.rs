@@ -1,0 +1,21 @@
+//! The vocabulary every program shares: keys and kinds, the `Status` error, field errors, names,
+//! quantities, selectors and causes. No I/O, no clock, no globals.
+//!
+//! Upstream counterparts: `k8s.io/apimachinery/pkg/{api,labels,fields,runtime/schema,util/validation}`.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub use k8s_openapi;
+
+pub mod cause;
+pub mod field;
+pub mod key;
+pub mod names;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+
+pub use cause::{Cause, JournalEntry};
+pub use key::{Gvk, Gvr, GroupKind, GroupResource, Key};
+pub use quantity::Quantity;
+pub use selector::{FieldSelector, LabelSelector};
+pub use status::Status;
