@@ -1,0 +1,138 @@
+//! Leader election on a Lease: of several instances, one acts.
+//!
+//! The holder renews; others watch the clock from when *they* last saw the lease change, so that clocks need not agree.
+//! Upstream: `client-go/tools/leaderelection/leaderelection.go`, the same times.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use api::k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use api::k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use tokio::time::Instant;
+
+use crate::CancellationToken;
+
+const LEASE_DURATION: Duration = Duration::from_secs(15);
+const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+
+struct Elector {
+    leases: Api<Lease>,
+    name: String,
+    identity: String,
+    /// The lease as last seen to change, and when.
+    observed: Option<(LeaseSpec, Instant)>,
+}
+
+/// Waits to become the holder of `kube-system/<name>`, then returns a token that is cancelled when leadership is lost
+/// or `token` is. A process whose leadership was lost should exit. `None` if `token` came first.
+pub async fn acquire(client: Client, name: &str, token: &CancellationToken) -> Option<CancellationToken> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let identity = format!("{}_{}", host.trim(), uuid::Uuid::new_v4());
+    let mut elector = Elector { leases: Api::namespaced(client, "kube-system"), name: name.to_owned(), identity, observed: None };
+    tracing::info!(lease = name, "waiting to become the leader");
+    while !elector.try_hold_or_log().await {
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_PERIOD) => {}
+            () = token.cancelled() => return None,
+        }
+    }
+    tracing::info!(lease = name, identity = elector.identity, "leading");
+    let leading = token.child_token();
+    tokio::spawn(elector.keep(leading.clone()));
+    Some(leading)
+}
+
+impl Elector {
+    async fn keep(mut self, leading: CancellationToken) {
+        let mut renewed = Instant::now();
+        while renewed.elapsed() < RENEW_DEADLINE {
+            tokio::select! {
+                () = tokio::time::sleep(RETRY_PERIOD) => {}
+                () = leading.cancelled() => return self.release().await,
+            }
+            let held = tokio::time::timeout(RENEW_DEADLINE, self.try_hold_or_log()).await;
+            if held == Ok(true) {
+                renewed = Instant::now();
+            }
+        }
+        tracing::error!(lease = self.name, "leadership lost");
+        leading.cancel();
+    }
+
+    async fn try_hold_or_log(&mut self) -> bool {
+        self.try_hold().await.unwrap_or_else(|error| {
+            tracing::debug!(lease = self.name, "cannot hold the lease: {error:#}");
+            false
+        })
+    }
+
+    /// One attempt to take or renew the lease.
+    async fn try_hold(&mut self) -> Result<bool> {
+        let now = MicroTime(Timestamp::now());
+        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
+            let mut lease = Lease { spec: Some(self.spec(&now, &now, 0)), ..Lease::default() };
+            lease.metadata.name = Some(self.name.clone());
+            self.leases.create(&PostParams::default(), &lease).await?;
+            return Ok(true);
+        };
+        let spec = lease.spec.unwrap_or_default();
+        let ours = spec.holder_identity.as_deref() == Some(self.identity.as_str());
+        if !ours && !self.expired(&spec) {
+            return Ok(false);
+        }
+        let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(!ours);
+        let acquired = if ours { spec.acquire_time.unwrap_or_else(|| now.clone()) } else { now.clone() };
+        lease.spec = Some(self.spec(&acquired, &now, transitions));
+        // The resourceVersion in `lease` makes this a compare-and-swap.
+        self.leases.replace(&self.name, &PostParams::default(), &lease).await?;
+        Ok(true)
+    }
+
+    fn spec(&self, acquired: &MicroTime, renewed: &MicroTime, transitions: i32) -> LeaseSpec {
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: Some(LEASE_DURATION.as_secs() as i32),
+            acquire_time: Some(acquired.clone()),
+            renew_time: Some(renewed.clone()),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        }
+    }
+
+    /// Whether the lease has not changed for its whole duration, or has been given up.
+    fn expired(&mut self, spec: &LeaseSpec) -> bool {
+        if spec.holder_identity.as_deref().unwrap_or_default().is_empty() {
+            return true;
+        }
+        match &self.observed {
+            Some((seen, since)) if seen == spec => since.elapsed() > LEASE_DURATION,
+            _ => {
+                self.observed = Some((spec.clone(), Instant::now()));
+                false
+            }
+        }
+    }
+
+    /// Gives the lease up at a clean stop, so that the next leader need not wait.
+    async fn release(mut self) {
+        let released = async {
+            let mut lease = self.leases.get(&self.name).await?;
+            if lease.spec.as_ref().and_then(|s| s.holder_identity.as_deref()) == Some(self.identity.as_str()) {
+                let now = MicroTime(Timestamp::now());
+                let transitions = lease.spec.as_ref().and_then(|s| s.lease_transitions).unwrap_or(0);
+                self.identity.clear();
+                let spec = LeaseSpec { lease_duration_seconds: Some(1), ..self.spec(&now, &now, transitions) };
+                lease.spec = Some(spec);
+                self.leases.replace(&self.name, &PostParams::default(), &lease).await?;
+            }
+            Ok::<_, kube::Error>(())
+        };
+        if let Err(error) = released.await {
+            tracing::debug!("lease not released, it will expire: {error}");
+        }
+    }
+}
