@@ -1,0 +1,85 @@
+//! May they: the Node authorizer, then RBAC; the first to allow decides, and nobody allowing is a no.
+//!
+//! Both work on compiled views of the cluster and are told of every committed change
+//! ([`Authorizer::observe`]): RBAC's is rebuilt on the next question after an RBAC object changed, the node
+//! graph is updated in place.
+//!
+//! Upstream: `apiserver/pkg/authorization/union`, `plugin/pkg/auth/authorizer/{node,rbac}` (v1.33).
+
+mod attributes;
+pub mod escalation;
+mod graph;
+mod node;
+mod rbac;
+mod rules;
+
+use api::{GroupResource, Key};
+use parking_lot::RwLock;
+use serde_json::Value;
+
+pub use attributes::{Attributes, Decision, forbidden};
+pub use rbac::{RBAC_GROUP, Rbac};
+pub use rules::{Rule, RulesReview};
+
+use crate::Lookup;
+use crate::user::{PRIVILEGED_GROUP, User};
+
+#[derive(Default)]
+pub struct Authorizer {
+    graph: RwLock<graph::Graph>,
+    rbac: Rbac,
+}
+
+impl Authorizer {
+    pub fn new() -> Self {
+        Authorizer::default()
+    }
+
+    pub fn authorize(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Decision {
+        if attributes.user.in_group(PRIVILEGED_GROUP) {
+            return Decision::Allow(String::new());
+        }
+        let node = node::authorize(attributes, &self.graph, lookup);
+        if !matches!(node, Decision::NoOpinion(_)) {
+            return node;
+        }
+        let rbac = self.rbac.authorize(attributes, lookup);
+        if !matches!(rbac, Decision::NoOpinion(_)) {
+            return rbac;
+        }
+        let reasons: Vec<&str> = [node.reason(), rbac.reason()].into_iter().filter(|r| !r.is_empty()).collect();
+        Decision::NoOpinion(reasons.join("\n"))
+    }
+
+    /// `Ok` or the 403 a client sees.
+    pub fn check(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), api::Status> {
+        match self.authorize(attributes, lookup) {
+            Decision::Allow(_) => Ok(()),
+            refused => Err(forbidden(attributes, refused.reason())),
+        }
+    }
+
+    /// Every committed change, in revision order, and at start every stored object (`old` = `None`).
+    /// Cheap for resources this crate does not follow.
+    pub fn observe(&self, resource: &GroupResource, key: &Key, new: Option<&Value>) {
+        if resource.group == RBAC_GROUP {
+            self.rbac.invalidate();
+        } else if graph::follows(resource) {
+            self.graph.write().observe(resource, key, new);
+        }
+    }
+
+    /// Forgets the compiled RBAC rules; the next question compiles them again.
+    pub fn invalidate(&self) {
+        self.rbac.invalidate();
+    }
+
+    /// For SelfSubjectRulesReview. Node permissions are not enumerable, as upstream.
+    pub fn rules_for(&self, user: &User, namespace: &str, lookup: &dyn Lookup) -> RulesReview {
+        self.rbac.rules_for(user, namespace, lookup)
+    }
+
+    pub fn rbac(&self) -> &Rbac {
+        &self.rbac
+    }
+}
