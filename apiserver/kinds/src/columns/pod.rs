@@ -1,0 +1,4 @@
+use crate::Column;
+use super::PLAIN;
+
+pub const POD: &[Column] = PLAIN;

@@ -1,0 +1,4 @@
+use crate::Strategy;
+
+pub struct SigningRequest;
+impl Strategy for SigningRequest {}

@@ -1,0 +1,6 @@
+use crate::Strategy;
+
+pub struct Endpoints;
+impl Strategy for Endpoints {}
+pub struct EndpointSlice;
+impl Strategy for EndpointSlice {}

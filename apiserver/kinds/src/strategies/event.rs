@@ -1,0 +1,4 @@
+use crate::Strategy;
+
+pub struct Event;
+impl Strategy for Event {}

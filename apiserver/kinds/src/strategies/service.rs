@@ -1,0 +1,4 @@
+use crate::Strategy;
+
+pub struct Service;
+impl Strategy for Service {}
