@@ -1,0 +1,66 @@
+//! kube-controller-manager: the control loops that move the cluster from the observed state to the wished one.
+//!
+//! One file per controller in [`controllers`], one row per file in [`controllers::CONTROLLERS`]. All share the
+//! informers of one process, one work queue kind, one loop (`machinery::controller`), and the helpers in [`shared`].
+//! Invariants: a sync is started by a key and looks at the caches only; it writes through the API server, never polls
+//! where a watch tells; only the leader runs controllers.
+//! Upstream: `cmd/kube-controller-manager/app/controllermanager.go`, v1.33.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod config;
+pub mod context;
+pub mod controllers;
+pub mod shared;
+
+use std::sync::Arc;
+
+use machinery::{CancellationToken, Informers, election, shell};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+
+use config::Config;
+use context::Context;
+
+/// Upstream's port.
+const PORT: u16 = 10257;
+
+/// Serves health and metrics, waits for leadership, and runs all chosen controllers until `token` is cancelled
+/// or leadership is lost (then with an error: a fresh process must start from fresh caches).
+pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()> {
+    let client = shell::client(config.common.kubeconfig.as_deref(), "kube-controller-manager").await?;
+    let metrics = Arc::new(Registry::default());
+    let health =
+        shell::serve_health(&config.common, PORT, client.clone(), shell::Health::default(), metrics, token.clone());
+    let lead = async {
+        let leading = match config.leader_elect {
+            true => election::acquire(client.clone(), "kube-controller-manager", &token).await,
+            false => Some(token.child_token()),
+        };
+        let Some(leading) = leading else { return Ok(()) };
+        run_controllers(config.clone(), client.clone(), leading.clone()).await?;
+        anyhow::ensure!(token.is_cancelled(), "leadership lost");
+        Ok(())
+    };
+    tokio::select! {
+        result = health => result,
+        result = lead => result,
+    }
+}
+
+async fn run_controllers(config: Config, client: kube::Client, token: CancellationToken) -> anyhow::Result<()> {
+    let informers = Informers::new(client.clone(), token.clone());
+    let context = Arc::new(Context { client, informers, config: Arc::new(config), token });
+    let mut running = JoinSet::new();
+    for row in controllers::CONTROLLERS {
+        if context.config.enables(row.name, row.by_default) {
+            tracing::info!(controller = row.name, "starting");
+            running.spawn((row.run)(context.clone()));
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    // Every controller may be off, or end early for want of configuration.
+    context.token.cancelled().await;
+    Ok(())
+}
