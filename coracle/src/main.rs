@@ -1,0 +1,5 @@
+//! The cluster tool. See the library.
+
+fn main() -> std::process::ExitCode {
+    coracle::cli::main()
+}
