@@ -8,13 +8,27 @@
 //!
 //! Upstream: `apiserver/pkg/admission`, `pkg/kubeapiserver/options/plugins.go` (order and defaults, v1.33).
 
+mod certificates;
+mod ingress;
+mod limit_ranger;
+mod namespace;
+mod node_restriction;
+mod nodes;
+mod object;
+mod priority;
+mod resources;
+mod runtime_class;
+mod service_account;
+mod storage;
+
 use std::sync::Arc;
 
-use api::{GroupKind, GroupResource, Status};
+use api::{GroupKind, GroupResource, Key, Status};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::authz::Authorizer;
+use crate::authz::{Attributes, Authorizer, ReferenceKind, pod_references};
+use crate::lookup::text;
 use crate::{Lookup, User};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +75,27 @@ impl Request<'_> {
         }
     }
 
-    pub fn forbidden(&self, why: impl std::fmt::Display) -> Refusal {
-        Refusal::Denied(Status::forbidden(self.resource, self.name, why))
+    /// 403 about the object, which may not have its final name yet.
+    pub fn forbidden(&self, object: &Value, why: impl std::fmt::Display) -> Refusal {
+        let names = [self.name, text(object, "/metadata/name"), text(object, "/metadata/generateName"), "Unknown"];
+        let name = names.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
+        Refusal::Denied(Status::forbidden(self.resource, name, why))
+    }
+
+    /// Whether the caller may do `verb` to something of the API, by the same rules as a request of its own.
+    pub fn may(&self, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool {
+        let attributes = Attributes {
+            user: self.user.clone(),
+            verb: verb.to_owned(),
+            namespace: namespace.to_owned(),
+            api_group: resource.group.clone(),
+            api_version: "*".to_owned(),
+            resource: resource.resource.clone(),
+            name: name.to_owned(),
+            resource_request: true,
+            ..Attributes::default()
+        };
+        self.authorizer.authorize(&attributes, self.lookup).is_allowed()
     }
 }
 
@@ -117,7 +150,23 @@ pub trait Plugin: Sync {
 }
 
 /// Upstream's recommended order; the plugins it enables by default.
-pub const CHAIN: &[&dyn Plugin] = &[];
+pub const CHAIN: &[&dyn Plugin] = &[
+    &namespace::NamespaceLifecycle,
+    &limit_ranger::LimitRanger,
+    &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
+    &nodes::TaintNodesByCondition,
+    &priority::Priority,
+    &nodes::DefaultTolerationSeconds,
+    &storage::DefaultStorageClass,
+    &storage::StorageObjectInUseProtection,
+    &storage::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
+    &certificates::CertificateApproval,
+    &certificates::CertificateSigning,
+    &certificates::CertificateSubjectRestriction,
+    &ingress::DefaultIngressClass,
+];
 
 /// The mutating phase. May be repeated from the object as decoded.
 pub fn mutate(request: &Request<'_>, object: &mut Value) -> Result<(), Refusal> {
@@ -131,4 +180,9 @@ pub fn validate(request: &Request<'_>, object: &Value) -> Result<Outcome, Refusa
         plugin.validate(request, object, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+/// Whether a pod names any object of a kind.
+fn refers_to(pod: &Value, kind: ReferenceKind) -> bool {
+    pod_references(pod, &Key::cluster("")).iter().any(|(found, _)| *found == kind)
 }

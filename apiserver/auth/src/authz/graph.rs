@@ -21,7 +21,7 @@ pub enum Kind {
     Claim,
 }
 
-type Reference = (Kind, Key);
+pub type Reference = (Kind, Key);
 
 struct Pod {
     node: String,
@@ -81,7 +81,9 @@ impl Graph {
         if node.is_empty() {
             return;
         }
-        let references = pod_references(pod, key);
+        // A mirror pod is written by the node itself: it must not open anything.
+        let is_mirror = meta_entry(pod, "annotations", "kubernetes.io/config.mirror").is_some();
+        let references = if is_mirror { BTreeSet::new() } else { pod_references(pod, key) };
         for reference in &references {
             *self.uses.entry(reference.clone()).or_default().entry(node.clone()).or_default() += 1;
         }
@@ -134,12 +136,9 @@ const SECRET_REFS: &[&str] = &[
     "/iscsi/secretRef/name", "/storageos/secretRef/name", "/csi/nodePublishSecretRef/name",
 ];
 
-fn pod_references(pod: &Value, key: &Key) -> BTreeSet<Reference> {
+/// Everything a pod's spec names.
+pub fn pod_references(pod: &Value, key: &Key) -> BTreeSet<Reference> {
     let mut found = BTreeSet::new();
-    // A mirror pod is written by the node itself: it must not open anything.
-    if meta_entry(pod, "annotations", "kubernetes.io/config.mirror").is_some() {
-        return found;
-    }
     let mut refer = |kind: Kind, name: &str| {
         if !name.is_empty() {
             found.insert((kind, Key::new(key.namespace.clone(), name)));
