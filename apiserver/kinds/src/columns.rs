@@ -31,7 +31,7 @@ pub(crate) const AGE: Column =
 
 /// The creation time itself, which kubectl turns into an age for kinds served by definition.
 pub(crate) const CREATED_AT: Column = Column {
-    format: "",
+    kind: "date",
     description: CREATED,
     ..string("Created At", |object, _| text(object, "/metadata/creationTimestamp").into())
 };

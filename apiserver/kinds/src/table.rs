@@ -116,7 +116,7 @@ pub static KINDS: &[Kind] = &[
     Kind::cluster("", V1, "PersistentVolume", "persistentvolume", "persistentvolumes").short(&["pv"]).columns(c::storage::VOLUME).sub(STATUS).strategy(&s::volume::Volume),
     Kind::namespaced("", V1, "Pod", "pod", "pods").short(&["po"]).category(&["all"]).columns(c::pod::POD).sub(POD_SUBRESOURCES).fields(POD_FIELDS).generation().strategy(&s::pod::Pod),
     Kind::namespaced("", V1, "PodTemplate", "podtemplate", "podtemplates").columns(c::workload::POD_TEMPLATE).strategy(&s::pod::PodTemplate),
-    Kind::namespaced("", V1, "ReplicationController", "replicationcontroller", "replicationcontrollers").short(&["rc"]).category(&["all"]).columns(c::workload::REPLICA_SET).sub(SCALE_STATUS)
+    Kind::namespaced("", V1, "ReplicationController", "replicationcontroller", "replicationcontrollers").short(&["rc"]).category(&["all"]).columns(c::workload::REPLICATION_CONTROLLER).sub(SCALE_STATUS)
         .fields(&[field("status.replicas", &["status.replicas"], "0")]).generation().orphans().scaled(&BY_SELECTOR).strategy(&s::workload::ReplicationController),
     Kind::namespaced("", V1, "ResourceQuota", "resourcequota", "resourcequotas").short(&["quota"]).columns(c::core::RESOURCE_QUOTA).sub(STATUS).strategy(&s::quota::ResourceQuota),
     Kind::namespaced("", V1, "Secret", "secret", "secrets").columns(c::core::SECRET).fields(&[field("type", &["type"], "")]).strategy(&s::config::Secret),
