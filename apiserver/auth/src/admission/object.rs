@@ -44,12 +44,6 @@ pub fn add_finalizer(object: &mut Value, finalizer: &str) {
     }
 }
 
-/// Containers, init containers, ephemeral containers.
-pub fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    ["/spec/initContainers", "/spec/containers", "/spec/ephemeralContainers"]
-        .into_iter()
-        .flat_map(|pointer| crate::lookup::items(pod, pointer))
-}
 
 /// Null, absent and empty mean the same to Go.
 pub fn is_unset(value: Option<&Value>) -> bool {

@@ -6,6 +6,8 @@
 //! Upstream: `apiserver/pkg/authentication/request/{x509,bearertoken,union,anonymous}`, `group/authenticated_group_adder.go`.
 
 mod impersonation;
+#[cfg(test)]
+mod tests;
 
 use api::Status;
 use jiff::Timestamp;

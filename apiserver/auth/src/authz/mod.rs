@@ -12,6 +12,8 @@ mod graph;
 mod node;
 mod rbac;
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use api::{GroupResource, Key};
 use parking_lot::RwLock;

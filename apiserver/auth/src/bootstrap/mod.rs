@@ -11,6 +11,8 @@
 mod controllers;
 mod policy;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 
 use api::GroupResource;
 use serde_json::{Value, json};

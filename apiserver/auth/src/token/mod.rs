@@ -10,6 +10,8 @@ mod claims;
 mod discovery;
 mod issue;
 pub mod keys;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use claims::{Bindings, Claims, Reference};
