@@ -1,0 +1,267 @@
+//! Volumes of a pod.
+
+use std::collections::BTreeSet;
+
+use api::field::{Error, ErrorList, Path};
+use api::k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume,
+};
+use api::names;
+use serde_json::Value;
+
+use super::container::{VolumeNames, field_ref, local_descending_path, resource_field_ref};
+use super::field::{NOT_NEGATIVE, invalid, json, label_selector, optional_one_of, quantity, required};
+
+const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
+const DOWNWARD_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+
+/// Names of the volumes containers may mount; `true` for those that may be block devices.
+pub fn volume_names(volumes: &[Volume]) -> VolumeNames<'_> {
+    let block = |v: &Volume| v.persistent_volume_claim.is_some() || v.ephemeral.is_some() || v.image.is_some();
+    volumes.iter().map(|volume| (volume.name.as_str(), block(volume))).collect()
+}
+
+pub fn volumes(path: &Path, volumes: &[Volume]) -> ErrorList {
+    let mut errors = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (index, volume) in volumes.iter().enumerate() {
+        let path = path.index(index);
+        errors.extend(source(&path, volume));
+        if volume.name.is_empty() {
+            errors.push(Error::required(&path.child("name"), ""));
+            continue;
+        }
+        errors.extend(invalid(&path.child("name"), &volume.name, names::is_dns1123_label(&volume.name)));
+        if !seen.insert(volume.name.as_str()) {
+            errors.push(Error::duplicate(&path.child("name"), volume.name.as_str()));
+        }
+    }
+    errors
+}
+
+/// Exactly one source, and that one valid.
+fn source(path: &Path, volume: &Volume) -> ErrorList {
+    let mut errors = Vec::new();
+    let Value::Object(fields) = json(volume) else { return errors };
+    let mut sources = fields.keys().filter(|name| *name != "name");
+    if sources.next().is_none() {
+        return vec![Error::required(path, "must specify a volume type")];
+    }
+    for extra in sources {
+        errors.push(Error::forbidden(&path.child(extra), "may not specify more than 1 volume type"));
+    }
+    if errors.is_empty() {
+        errors.extend(file_sources(path, volume));
+        errors.extend(other_sources(path, volume));
+    }
+    errors
+}
+
+fn file_sources(path: &Path, volume: &Volume) -> ErrorList {
+    let mut errors = Vec::new();
+    if let Some(secret) = &volume.secret {
+        let path = path.child("secret");
+        errors.extend(required(&path.child("secretName"), secret.secret_name.as_deref().unwrap_or("")));
+        errors.extend(file_mode(&path.child("defaultMode"), secret.default_mode));
+        errors.extend(items(&path.child("items"), secret.items.as_deref()));
+    }
+    if let Some(config) = &volume.config_map {
+        let path = path.child("configMap");
+        errors.extend(required(&path.child("name"), &config.name));
+        errors.extend(file_mode(&path.child("defaultMode"), config.default_mode));
+        errors.extend(items(&path.child("items"), config.items.as_deref()));
+    }
+    if let Some(downward) = &volume.downward_api {
+        let path = path.child("downwardAPI");
+        errors.extend(file_mode(&path.child("defaultMode"), downward.default_mode));
+        for file in downward.items.iter().flatten() {
+            errors.extend(downward_file(&path, file));
+        }
+    }
+    if let Some(projected) = &volume.projected {
+        errors.extend(self::projected(&path.child("projected"), projected));
+    }
+    errors
+}
+
+fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
+    let mut errors = Vec::new();
+    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref()) {
+        if quantity(limit).is_negative() {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
+        }
+    }
+    if let Some(host) = &volume.host_path {
+        errors.extend(host_path(&path.child("hostPath"), host));
+    }
+    if let Some(claim) = &volume.persistent_volume_claim {
+        errors.extend(required(&path.child("persistentVolumeClaim").child("claimName"), &claim.claim_name));
+    }
+    if let Some(nfs) = &volume.nfs {
+        let path = path.child("nfs");
+        errors.extend(required(&path.child("server"), &nfs.server));
+        errors.extend(required(&path.child("path"), &nfs.path));
+        if !nfs.path.starts_with('/') {
+            errors.push(Error::invalid(&path.child("path"), nfs.path.as_str(), "must be an absolute path"));
+        }
+    }
+    if let Some(csi) = &volume.csi {
+        errors.extend(required(&path.child("csi").child("driver"), &csi.driver));
+    }
+    if let Some(ephemeral) = &volume.ephemeral {
+        let path = path.child("ephemeral").child("volumeClaimTemplate");
+        match &ephemeral.volume_claim_template {
+            None => errors.push(Error::required(&path, "")),
+            Some(template) => errors.extend(claim_spec(&path.child("spec"), &template.spec)),
+        }
+    }
+    errors
+}
+
+pub fn host_path(path: &Path, host: &HostPathVolumeSource) -> ErrorList {
+    if host.path.is_empty() {
+        return vec![Error::required(&path.child("path"), "")];
+    }
+    let mut errors = Vec::new();
+    if host.path.split('/').any(|part| part == "..") {
+        errors.push(Error::invalid(&path.child("path"), host.path.as_str(), "must not contain '..'"));
+    }
+    let types =
+        ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    errors.extend(optional_one_of(&path.child("type"), host.type_.as_deref(), &types));
+    errors
+}
+
+fn file_mode(path: &Path, mode: Option<i32>) -> ErrorList {
+    match mode {
+        Some(mode) if !(0..=0o777).contains(&mode) => vec![Error::invalid(path, mode, FILE_MODE)],
+        _ => Vec::new(),
+    }
+}
+
+fn items(path: &Path, items: Option<&[KeyToPath]>) -> ErrorList {
+    let mut errors = Vec::new();
+    for (index, item) in items.into_iter().flatten().enumerate() {
+        let path = path.index(index);
+        errors.extend(required(&path.child("key"), &item.key));
+        errors.extend(required(&path.child("path"), &item.path));
+        errors.extend(local_non_reserved_path(&path.child("path"), &item.path));
+        errors.extend(file_mode(&path.child("mode"), item.mode));
+    }
+    errors
+}
+
+fn local_non_reserved_path(path: &Path, value: &str) -> ErrorList {
+    let mut errors = local_descending_path(path, value);
+    // A leading ".." segment is reported above already.
+    if value.starts_with("..") && !value.starts_with("../") {
+        errors.push(Error::invalid(path, value, "must not start with '..'"));
+    }
+    errors
+}
+
+fn downward_file(path: &Path, file: &DownwardAPIVolumeFile) -> ErrorList {
+    let mut errors = required(&path.child("path"), &file.path);
+    errors.extend(local_non_reserved_path(&path.child("path"), &file.path));
+    match (&file.field_ref, &file.resource_field_ref) {
+        (Some(_), Some(_)) => {
+            errors.push(Error::invalid(path, "resource", "fieldRef and resourceFieldRef can not be specified simultaneously"));
+        }
+        (Some(field), None) => {
+            let path = path.child("fieldRef");
+            errors.extend(self::field_ref(&path, field.api_version.as_deref(), &field.field_path, DOWNWARD_FIELDS));
+        }
+        (None, Some(resource)) => errors.extend(resource_field_ref(&path.child("resourceFieldRef"), resource, true)),
+        (None, None) => errors.push(Error::required(&path.child("fieldRef"), "one of fieldRef and resourceFieldRef is required")),
+    }
+    errors.extend(file_mode(&path.child("mode"), file.mode));
+    errors
+}
+
+fn projected(path: &Path, projected: &ProjectedVolumeSource) -> ErrorList {
+    let mut errors = file_mode(&path.child("defaultMode"), projected.default_mode);
+    let mut paths = BTreeSet::new();
+    for (index, source) in projected.sources.iter().flatten().enumerate() {
+        let path = path.child("sources").index(index);
+        let Value::Object(kinds) = json(source) else { continue };
+        for extra in kinds.keys().skip(1) {
+            errors.push(Error::forbidden(&path.child(extra), "may not specify more than 1 volume type per source"));
+        }
+        if kinds.is_empty() {
+            errors.push(Error::required(&path, "must specify a volume type"));
+        }
+        let mut written: Vec<&str> = Vec::new();
+        for (child, name, files) in [
+            ("secret", source.secret.as_ref().map(|s| &s.name), source.secret.as_ref().and_then(|s| s.items.as_deref())),
+            ("configMap", source.config_map.as_ref().map(|s| &s.name), source.config_map.as_ref().and_then(|s| s.items.as_deref())),
+        ] {
+            let Some(name) = name else { continue };
+            errors.extend(required(&path.child(child).child("name"), name));
+            errors.extend(items(&path.child(child).child("items"), files));
+            written.extend(files.into_iter().flatten().map(|file| file.path.as_str()));
+        }
+        for file in source.downward_api.iter().flat_map(|downward| downward.items.iter().flatten()) {
+            errors.extend(downward_file(&path.child("downwardAPI"), file));
+            written.push(&file.path);
+        }
+        if let Some(token) = &source.service_account_token {
+            let path = path.child("serviceAccountToken");
+            let seconds = token.expiration_seconds.unwrap_or(3600);
+            if seconds < 600 {
+                errors.push(Error::invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 10 minutes"));
+            }
+            errors.extend(required(&path.child("path"), &token.path));
+            errors.extend(local_non_reserved_path(&path.child("path"), &token.path));
+            written.push(&token.path);
+        }
+        for file in written {
+            if !file.is_empty() && !paths.insert(file.to_owned()) {
+                errors.push(Error::invalid(&path, file, format!("conflicting duplicate paths: {file}")));
+            }
+        }
+    }
+    errors
+}
+
+pub fn claim_spec(path: &Path, spec: &PersistentVolumeClaimSpec) -> ErrorList {
+    let mut errors = Vec::new();
+    let modes = spec.access_modes.as_deref().unwrap_or_default();
+    if modes.is_empty() {
+        errors.push(Error::required(&path.child("accessModes"), "at least 1 access mode is required"));
+    }
+    errors.extend(label_selector(&path.child("selector"), spec.selector.as_ref()));
+    errors.extend(access_modes(&path.child("accessModes"), modes));
+    let storage = spec.resources.as_ref().and_then(|r| r.requests.as_ref()).and_then(|r| r.get("storage"));
+    let storage_path = path.child("resources").key("storage");
+    match storage {
+        None => errors.push(Error::required(&storage_path, "")),
+        Some(amount) if quantity(amount) <= api::Quantity::from_value(0) => {
+            errors.push(Error::invalid(&storage_path, amount.0.as_str(), "must be greater than zero"));
+        }
+        Some(_) => {}
+    }
+    if let Some(class) = spec.storage_class_name.as_deref().filter(|class| !class.is_empty()) {
+        errors.extend(invalid(&path.child("storageClassName"), class, names::is_dns1123_subdomain(class)));
+    }
+    errors.extend(optional_one_of(&path.child("volumeMode"), spec.volume_mode.as_deref(), &["Block", "Filesystem"]));
+    errors
+}
+
+pub fn access_modes(path: &Path, modes: &[String]) -> ErrorList {
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    let mut errors: ErrorList =
+        modes.iter().filter(|m| !MODES.contains(&m.as_str())).map(|m| Error::not_supported(path, m.as_str(), MODES)).collect();
+    if modes.len() > 1 && modes.iter().any(|mode| mode == "ReadWriteOncePod") {
+        let detail = "may not use ReadWriteOncePod with other access modes";
+        errors.push(Error::forbidden(path, detail));
+    }
+    errors
+}
+
+/// A capacity: one resource, `storage`, not negative.
+pub fn negative_capacity(path: &Path, amount: &api::k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> ErrorList {
+    let parsed = quantity(amount);
+    if parsed.is_negative() { vec![Error::invalid(path, amount.0.as_str(), NOT_NEGATIVE)] } else { Vec::new() }
+}
