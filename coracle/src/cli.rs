@@ -196,7 +196,8 @@ fn supervise(name: &str, machine: &str) -> ExitCode {
             std::fs::remove_file(&socket)?;
         }
         nix::unistd::setsid().context("leave the terminal")?;
-        namespaces::enter_with(&cluster, &machine, || Ok(UnixListener::bind(&socket)?)).map(|listener| (cluster, machine, processes, listener))
+        namespaces::enter_with(&cluster, &machine, || Ok(UnixListener::bind(&socket)?))
+            .map(|listener| (cluster, machine, processes, listener))
     };
     let (cluster, machine, processes, listener) = match prepare() {
         Ok(prepared) => prepared,

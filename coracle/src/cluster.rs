@@ -81,7 +81,7 @@ impl Cluster {
     /// Adds workers until there are `workers`. Never removes one: that is `kubectl drain` and a decision of its own.
     pub fn set_workers(&mut self, workers: u8) {
         for index in self.machines.len() as u8..=workers {
-            self.machines.push(Machine { name: format!("worker-{index}"), role: Role::Worker, index });
+            self.machines.push(Machine { name: format!("worker{index}"), role: Role::Worker, index });
         }
     }
 
@@ -226,8 +226,8 @@ mod tests {
             names,
             [
                 ("master", "10.88.3.2".to_string(), "crc3m0".to_string()),
-                ("worker-1", "10.88.3.3".to_string(), "crc3m1".to_string()),
-                ("worker-2", "10.88.3.4".to_string(), "crc3m2".to_string()),
+                ("worker1", "10.88.3.3".to_string(), "crc3m1".to_string()),
+                ("worker2", "10.88.3.4".to_string(), "crc3m2".to_string()),
             ]
         );
         assert_eq!(cluster.context(), "coracle");

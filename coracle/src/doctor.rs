@@ -80,7 +80,11 @@ fn needs() -> Vec<Finding> {
     }
     for plugin in CNI_PLUGINS {
         let path = Path::new("/usr/lib/cni").join(plugin);
-        all.push(check(path.exists(), format!("CNI plugin {plugin}"), format!("{} is missing (Debian package containernetworking-plugins)", path.display())));
+        all.push(check(
+            path.exists(),
+            format!("CNI plugin {plugin}"),
+            format!("{} is missing (Debian package containernetworking-plugins)", path.display()),
+        ));
     }
     if let Ok(bin) = up::programs() {
         for program in OUR_PROGRAMS {
@@ -112,13 +116,18 @@ fn capability() -> Finding {
     if files::has_resource_capability() {
         return Finding { level: Level::Fine, text: "capability SYS_RESOURCE".into() };
     }
-    Finding { level: Level::Note, text: "capability SYS_RESOURCE is missing: containerd will not lower OOM scores (restrict_oom_score_adj)".into() }
+    Finding {
+        level: Level::Note,
+        text: "capability SYS_RESOURCE is missing: containerd will not lower OOM scores (restrict_oom_score_adj)".into(),
+    }
 }
 
 fn firewall() -> Finding {
     match host::firewall_drops() {
         None => Finding { level: Level::Fine, text: "forwarded packets pass the host's firewall".into() },
-        Some(why) => Finding { level: Level::Note, text: format!("{why}; `up` opens the way for the cluster's bridge and `down` closes it") },
+        Some(why) => {
+            Finding { level: Level::Note, text: format!("{why}; `up` opens the way for the cluster's bridge and `down` closes it") }
+        }
     }
 }
 
@@ -127,7 +136,11 @@ fn resolver() -> Finding {
     if text.contains("nameserver 127.") {
         return Finding { level: Level::Note, text: "the host's resolver is on its loopback: machines use the servers behind it".into() };
     }
-    check(text.contains("nameserver"), "the host has a resolver machines can reach", "/etc/resolv.conf names no server: pods will not resolve outside names")
+    check(
+        text.contains("nameserver"),
+        "the host has a resolver machines can reach",
+        "/etc/resolv.conf names no server: pods will not resolve outside names",
+    )
 }
 
 fn disk() -> Finding {
@@ -140,15 +153,24 @@ fn disk() -> Finding {
 
 fn versions() -> Vec<Finding> {
     let first_line = |program: &str, args: &[&str]| tool(program, args).ok().and_then(|text| text.lines().next().map(String::from));
-    let mut all: Vec<Finding> = [("containerd", vec!["--version"]), ("runc", vec!["--version"]), ("nft", vec!["--version"]), ("kubectl", vec!["version", "--client"]), ("uname", vec!["-r"])]
-        .iter()
-        .filter_map(|(program, args)| first_line(program, args).map(|line| Finding { level: Level::Fine, text: format!("{program}: {line}") }))
-        .collect();
+    let mut all: Vec<Finding> = [
+        ("containerd", vec!["--version"]),
+        ("runc", vec!["--version"]),
+        ("nft", vec!["--version"]),
+        ("kubectl", vec!["version", "--client"]),
+        ("uname", vec!["-r"]),
+    ]
+    .iter()
+    .filter_map(|(program, args)| first_line(program, args).map(|line| Finding { level: Level::Fine, text: format!("{program}: {line}") }))
+    .collect();
     for name in Cluster::names() {
         all.push(Finding { level: Level::Fine, text: format!("cluster {name} exists") });
     }
     if !succeeds("nft", &["list", "tables"]) {
-        all.push(Finding { level: Level::Wrong, text: "nft cannot list tables: the kernel lacks nf_tables, or a capability is missing".into() });
+        all.push(Finding {
+            level: Level::Wrong,
+            text: "nft cannot list tables: the kernel lacks nf_tables, or a capability is missing".into(),
+        });
     }
     all
 }

@@ -28,13 +28,9 @@ pub fn ensure(cluster: &Cluster) -> Result<()> {
 /// Takes all of it back, the cables with the bridge. Forwarding goes back to what it was when the last cluster leaves.
 pub fn remove(cluster: &Cluster, last: bool) -> Result<()> {
     for machine in &cluster.machines {
-        if link_exists(&cluster.cable(machine)) {
-            ip(&format!("link del {}", cluster.cable(machine)))?;
-        }
+        remove_link(&cluster.cable(machine))?;
     }
-    if link_exists(&cluster.bridge()) {
-        ip(&format!("link del {}", cluster.bridge()))?;
-    }
+    remove_link(&cluster.bridge())?;
     if table_exists(cluster) {
         tool("nft", &["delete", "table", "ip", &cluster.table()])?;
     }
@@ -67,9 +63,7 @@ pub fn machine_ruleset(cluster: &Cluster) -> String {
 /// Plugs the machine's cable in: a veth pair from the bridge to `eth0` of the namespace of `pid`.
 pub fn plug(cluster: &Cluster, machine: &Machine, pid: u32) -> Result<()> {
     let (cable, bridge, address) = (cluster.cable(machine), cluster.bridge(), cluster.address(machine));
-    if link_exists(&cable) {
-        ip(&format!("link del {cable}"))?;
-    }
+    remove_link(&cable)?;
     ip(&format!("link add {cable} type veth peer name eth0 netns {pid}"))?;
     ip(&format!("link set {cable} master {bridge} up"))?;
     let batch = format!("link set eth0 up\naddr add {address}/24 dev eth0\nroute replace default via {}\n", cluster.gateway());
@@ -86,6 +80,17 @@ pub fn set_cable(cluster: &Cluster, machine: &Machine, up: bool) -> Result<()> {
 
 pub fn link_exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
+}
+
+/// A cable also goes by itself, a moment after the namespace of its other end: then there is nothing to complain about.
+fn remove_link(name: &str) -> Result<()> {
+    if !link_exists(name) {
+        return Ok(());
+    }
+    match ip(&format!("link del {name}")) {
+        Err(e) if link_exists(name) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 pub fn table_exists(cluster: &Cluster) -> bool {

@@ -8,9 +8,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use time::{Duration, OffsetDateTime};
 
 use crate::cluster::{Cluster, Role, SERVICE_GATEWAY, write_file};
@@ -136,8 +134,7 @@ fn issue(dir: &Path, row: &Row, authority: &Issuer<'_, KeyPair>) -> Result<()> {
     }
     params.distinguished_name.push(DnType::CommonName, row.common_name.as_str());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages =
-        vec![if row.server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+    params.extended_key_usages = vec![if row.server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, authority)?;
     // The key first: a certificate that exists means the pair is whole.
@@ -160,9 +157,9 @@ mod tests {
 
     #[test]
     fn a_worker_never_holds_the_authoritys_key() {
-        let files = files_of(Role::Worker, "worker-1");
+        let files = files_of(Role::Worker, "worker1");
         let from: Vec<&str> = files.iter().map(|(from, _)| from.as_str()).collect();
-        assert_eq!(from, ["ca.crt", "kubelet-worker-1.crt", "kubelet-worker-1.key", "kube-proxy.crt", "kube-proxy.key"]);
+        assert_eq!(from, ["ca.crt", "kubelet-worker1.crt", "kubelet-worker1.key", "kube-proxy.crt", "kube-proxy.key"]);
     }
 
     #[test]

@@ -38,16 +38,33 @@ pub async fn status(cluster: &Cluster) -> Result<bool> {
 }
 
 async fn of_machine(cluster: &Cluster, machine: &Machine, bin: &Path, config: &Arc<rustls::ClientConfig>) -> Vec<Row> {
-    let label = format!("{} {} ({})", machine.name, cluster.address(machine), if machine.role == Role::Master { "master" } else { "worker" });
+    let label =
+        format!("{} {} ({})", machine.name, cluster.address(machine), if machine.role == Role::Master { "master" } else { "worker" });
     let Ok(answer) = machine::state(cluster, machine) else {
         let none = || "-".to_string();
-        return vec![Row { machine: label, process: none(), state: "down".into(), pid: none(), restarts: none(), uptime: none(), version: none(), health: "no answer".into() }];
+        return vec![Row {
+            machine: label,
+            process: none(),
+            state: "down".into(),
+            pid: none(),
+            restarts: none(),
+            uptime: none(),
+            version: none(),
+            health: "no answer".into(),
+        }];
     };
     let table = processes::of(cluster, machine, bin);
     join_all(table.iter().map(|process| of_process(cluster, machine, &label, process, &answer, config))).await
 }
 
-async fn of_process(cluster: &Cluster, machine: &Machine, label: &str, process: &Process, answer: &Answer, config: &Arc<rustls::ClientConfig>) -> Row {
+async fn of_process(
+    cluster: &Cluster,
+    machine: &Machine,
+    label: &str,
+    process: &Process,
+    answer: &Answer,
+    config: &Arc<rustls::ClientConfig>,
+) -> Row {
     let report = answer.processes.iter().find(|report| report.name == process.name);
     let health = match report {
         Some(report) if report.state == State::Running => health(cluster, machine, answer.pid, &process.health, config).await,
@@ -93,7 +110,11 @@ fn version(process: &Process) -> String {
         return format!("v{}", env!("CARGO_PKG_VERSION"));
     }
     let said = crate::run::tool("containerd", &["--version"]).unwrap_or_default();
-    said.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit() || c == 'v')).unwrap_or("?").trim_end_matches("~ds1").into()
+    said.split_whitespace()
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit() || c == 'v'))
+        .unwrap_or("?")
+        .trim_end_matches("~ds1")
+        .into()
 }
 
 /// As kubectl prints ages.
@@ -149,14 +170,17 @@ mod tests {
             version: "v0.1.0".into(),
             health: health.into(),
         };
-        let text = render(&[row("master 10.88.0.2 (master)", "kube-apiserver", "ok"), row("worker-1 10.88.0.3 (worker)", "kubelet", "no answer in 2 s")]);
+        let text = render(&[
+            row("master 10.88.0.2 (master)", "kube-apiserver", "ok"),
+            row("worker1 10.88.0.3 (worker)", "kubelet", "no answer in 2 s"),
+        ]);
         insta::assert_snapshot!(text, @r"
 
         master 10.88.0.2 (master)
           PROCESS         STATE    PID  RESTARTS  UPTIME  VERSION  HEALTH
           kube-apiserver  running  42   0         61s     v0.1.0   ok
 
-        worker-1 10.88.0.3 (worker)
+        worker1 10.88.0.3 (worker)
           PROCESS         STATE    PID  RESTARTS  UPTIME  VERSION  HEALTH
           kubelet         running  42   0         61s     v0.1.0   no answer in 2 s
         ");

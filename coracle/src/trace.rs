@@ -122,7 +122,11 @@ impl Lines<'_> {
 /// Who did what to which object, and why.
 fn describe(entry: &JournalEntry) -> String {
     let agent = entry.agent.split('/').next().unwrap_or_default();
-    let who = if entry.user.strip_prefix("system:") == Some(agent) || entry.user.is_empty() { agent.to_string() } else { format!("{agent} ({})", entry.user) };
+    let who = if entry.user.strip_prefix("system:") == Some(agent) || entry.user.is_empty() {
+        agent.to_string()
+    } else {
+        format!("{agent} ({})", entry.user)
+    };
     let resource = entry.resource.split('.').next().unwrap_or_default();
     let subresource = if entry.subresource.is_empty() { String::new() } else { format!("/{}", entry.subresource) };
     let object = if entry.namespace.is_empty() { entry.name.clone() } else { format!("{}/{}", entry.namespace, entry.name) };
@@ -158,7 +162,7 @@ mod tests {
         let mut binding = entry(31_000, 13, "kube-scheduler", "create", "pods", "web-1-x", "pods/default/web-1-x@12");
         binding.subresource = "binding".into();
         let mut note = entry(150_500, 13, "kubelet", "note", "pods", "web-1-x", "pods/default/web-1-x@13");
-        note.user = "system:node:worker-1".into();
+        note.user = "system:node:worker1".into();
         note.note = Some("sandbox created".into());
         let mut rules = entry(260_000, 14, "kube-proxy", "note", "endpointslices.discovery.k8s.io", "web-a", "");
         rules.note = Some("rules written".into());
@@ -181,7 +185,7 @@ mod tests {
             +4.2ms       @11  └─ kube-controller-manager  create replicasets default/web-1  ← deployments web@10
             +9.0ms       @12     └─ kube-controller-manager  create pods default/web-1-x  ← replicasets web-1@11
            +31.0ms       @13        └─ kube-scheduler  create pods/binding default/web-1-x  ← pods web-1-x@12
-          +150.5ms                     ├─ kubelet (system:node:worker-1)  sandbox created: pods default/web-1-x  ← pods web-1-x@13
+          +150.5ms                     ├─ kubelet (system:node:worker1)  sandbox created: pods default/web-1-x  ← pods web-1-x@13
           +250.0ms       @14           └─ kube-controller-manager  update endpointslices default/web-a  ← pods web-1-x@13
           +260.0ms                        └─ kube-proxy  rules written: endpointslices default/web-a
         ");

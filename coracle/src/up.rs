@@ -188,7 +188,8 @@ async fn await_nodes(cluster: &Cluster, progress: &Progress) -> Result<()> {
                 reported.push(name);
             }
         }
-        let missing: Vec<&str> = cluster.machines.iter().map(|machine| machine.name.as_str()).filter(|name| !reported.iter().any(|r| r == name)).collect();
+        let missing: Vec<&str> =
+            cluster.machines.iter().map(|machine| machine.name.as_str()).filter(|name| !reported.iter().any(|r| r == name)).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -245,7 +246,7 @@ async fn await_quickstart(cluster: &Cluster, progress: &Progress) -> Result<()> 
 fn summary(cluster: &Cluster, bare: bool) -> Result<()> {
     println!("\n{}", kubectl(cluster, &["get", "nodes"], "")?.trim_end());
     if !bare && cluster.machines.len() > 1 {
-        println!("\nQuick start: http://{}:{QUICKSTART_PORT}", quickstart_address(cluster));
+        println!("\nThe quick start answers at http://{}:{QUICKSTART_PORT}", quickstart_address(cluster));
     }
     Ok(())
 }

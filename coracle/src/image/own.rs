@@ -23,7 +23,12 @@ pub fn ensure(store: &Store, bin: &Path) -> Result<()> {
         Ok(path)
     };
     let single = |path: PathBuf, name: &str| vec![Entry::File { path: name.into(), mode: 0o755, content: Content::Host(path) }];
-    let run = |name: &str, user: &str| Config { entrypoint: vec![format!("/{name}")], user: user.into(), env: default_env(), ..Config::default() };
+    let run = |name: &str, user: &str| Config {
+        entrypoint: vec![format!("/{name}")],
+        user: user.into(),
+        env: default_env(),
+        ..Config::default()
+    };
 
     let pause = pack(store, &single(program("pause")?, "pause"), &run("pause", "65535:65535"))?;
     store.tag(&Reference::parse(PAUSE_IMAGE)?, &pause)?;
@@ -60,7 +65,9 @@ fn web_entries() -> Result<Vec<Entry>> {
         file("www/index.html", "<h1>Coracle</h1>\n"),
         Entry::File { path: "bin/busybox".into(), mode: 0o755, content: Content::Host(busybox) },
     ];
-    entries.extend(tools.lines().filter(|name| *name != "busybox").map(|name| Entry::Link { path: format!("bin/{name}"), target: "busybox".into() }));
+    entries.extend(
+        tools.lines().filter(|name| *name != "busybox").map(|name| Entry::Link { path: format!("bin/{name}"), target: "busybox".into() }),
+    );
     Ok(entries)
 }
 

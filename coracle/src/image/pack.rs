@@ -80,7 +80,9 @@ impl Content {
             Content::Bytes(bytes) => Ok(bytes.clone()),
             Content::Host(path) => {
                 let mut bytes = Vec::new();
-                std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).with_context(|| format!("read {}", path.display()))?;
+                std::fs::File::open(path)
+                    .and_then(|mut file| file.read_to_end(&mut bytes))
+                    .with_context(|| format!("read {}", path.display()))?;
                 Ok(bytes)
             }
         }

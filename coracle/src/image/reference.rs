@@ -29,6 +29,7 @@ impl Reference {
             None => ("docker.io", format!("library/{name}")),
         };
         let fine = !name.is_empty()
+            && registry.starts_with(|c: char| c.is_ascii_alphanumeric())
             && repository.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/".contains(c))
             && !repository.split('/').any(|part| part.is_empty() || part.starts_with('.'));
         if !fine {

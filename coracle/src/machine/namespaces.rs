@@ -54,11 +54,23 @@ fn propagation(path: &str, kind: MsFlags) -> Result<()> {
 fn mounts(cluster: &Cluster, machine: &Machine) -> Vec<Mount> {
     let dir = cluster.machine_dir(machine);
     let at = |path: &str| dir.join(path).to_string_lossy().into_owned();
-    let bind = |source: String, target: &str| Mount { source, target: target.into(), kind: None, flags: MsFlags::MS_BIND | MsFlags::MS_REC, data: None };
+    let bind = |source: String, target: &str| Mount {
+        source,
+        target: target.into(),
+        kind: None,
+        flags: MsFlags::MS_BIND | MsFlags::MS_REC,
+        data: None,
+    };
     let layers = format!("lowerdir=/etc,upperdir={},workdir={}", at("etc"), at("overlay"));
     vec![
         Mount { source: "overlay".into(), target: "/etc".into(), kind: Some("overlay"), flags: MsFlags::empty(), data: Some(layers) },
-        Mount { source: "tmpfs".into(), target: "/run".into(), kind: Some("tmpfs"), flags: MsFlags::empty(), data: Some("mode=755".into()) },
+        Mount {
+            source: "tmpfs".into(),
+            target: "/run".into(),
+            kind: Some("tmpfs"),
+            flags: MsFlags::empty(),
+            data: Some("mode=755".into()),
+        },
         // The image store goes below the machine's /var/lib first: once that is in place, the host's is out of sight.
         bind(cluster.image_dir().to_string_lossy().into_owned(), &at("lib/coracle/images")),
         bind(at("log"), "/var/log"),

@@ -57,8 +57,18 @@ fn image_server(cluster: &Cluster) -> Process {
         "image-server",
         Health::Https { port: IMAGE_PORT, path: "/v2/" },
         &[
-            "coracle", "image-server", "--store", "/var/lib/coracle/images", "--listen", &listen, "--tls-cert-file", &cert,
-            "--tls-private-key-file", &key, "--client-ca-file", &ca,
+            "coracle",
+            "image-server",
+            "--store",
+            "/var/lib/coracle/images",
+            "--listen",
+            &listen,
+            "--tls-cert-file",
+            &cert,
+            "--tls-private-key-file",
+            &key,
+            "--client-ca-file",
+            &ca,
         ],
     )
 }

@@ -143,7 +143,8 @@ impl Handle {
 
 fn start(process: Process, logs: &Path) -> Handle {
     let (commands, inbox) = mpsc::channel(4);
-    let first = ProcessReport { name: process.name.into(), state: State::Crashed, pid: None, restarts: 0, uptime_seconds: 0, last_end: None };
+    let first =
+        ProcessReport { name: process.name.into(), state: State::Crashed, pid: None, restarts: 0, uptime_seconds: 0, last_end: None };
     let (report_sender, report) = watch::channel(first);
     let (started_sender, started) = watch::channel(Instant::now());
     let handle = Handle { name: process.name, commands, report, started };

@@ -1,0 +1,54 @@
+# make up      a cluster on this machine, and the quick start's URL
+# make down    end it; nothing remains
+# make test    unit tests of all crates, then tests on real clusters
+# make bench   ours beside stock Kubernetes: make bench STOCK=<folder with stock's bin/>
+# make lint    formatting, clippy, licences and advisories
+
+SHELL := /bin/bash
+BIN := target/release
+CORACLE := $(BIN)/coracle
+WORKERS ?= 2
+# Programs that run in images of their own, without any library beneath them.
+STATIC := pause dns
+
+.PHONY: help setup build up down status test unit cluster-test bench lint
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@scripts/setup
+
+build: setup
+	cargo build --release --workspace $(STATIC:%=--exclude %)
+	@mkdir -p $(BIN)/static
+	@for program in $(STATIC); do \
+	  cargo rustc --release -p $$program --bin $$program -- -C target-feature=+crt-static -C strip=symbols && \
+	  install -m 755 $(BIN)/$$program $(BIN)/static/$$program || exit 1; \
+	done
+
+up: build
+	$(CORACLE) up --workers $(WORKERS)
+
+down:
+	@if [ -x $(CORACLE) ]; then $(CORACLE) down; else echo "nothing is built, so nothing runs"; fi
+
+status:
+	$(CORACLE) status
+
+test: unit cluster-test
+
+unit: build
+	cargo test --release --workspace --exclude tests
+
+cluster-test: build
+	cargo test --release -p tests
+
+bench: build
+	@test -n "$(STOCK)" || { echo "say where stock's binaries are: make bench STOCK=<folder with bin/>"; exit 2; }
+	$(BIN)/bench --stock $(STOCK)
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo "cargo-deny is not installed: licences and advisories not checked"; fi
