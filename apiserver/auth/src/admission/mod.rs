@@ -15,7 +15,9 @@ mod namespace;
 mod node_restriction;
 mod nodes;
 mod object;
+mod pod_security;
 mod priority;
+mod quota;
 mod resources;
 mod runtime_class;
 mod service_account;
@@ -156,6 +158,7 @@ pub const CHAIN: &[&dyn Plugin] = &[
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &nodes::TaintNodesByCondition,
+    &pod_security::PodSecurity,
     &priority::Priority,
     &nodes::DefaultTolerationSeconds,
     &storage::DefaultStorageClass,
@@ -166,6 +169,7 @@ pub const CHAIN: &[&dyn Plugin] = &[
     &certificates::CertificateSigning,
     &certificates::CertificateSubjectRestriction,
     &ingress::DefaultIngressClass,
+    &quota::ResourceQuota,
 ];
 
 /// The mutating phase. May be repeated from the object as decoded.
