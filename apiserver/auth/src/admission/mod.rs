@@ -9,6 +9,8 @@
 //! Upstream: `apiserver/pkg/admission`, `pkg/kubeapiserver/options/plugins.go` (order and defaults, v1.33).
 
 mod certificates;
+#[cfg(test)]
+mod identity_tests;
 mod ingress;
 mod limit_ranger;
 mod namespace;
@@ -22,6 +24,8 @@ mod resources;
 mod runtime_class;
 mod service_account;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
