@@ -2,12 +2,16 @@
 
 pub mod claim;
 pub mod conditions;
+pub mod discovery;
+pub mod endpoints;
 pub mod expectations;
 pub mod hash;
 pub mod meta;
+pub mod per_namespace;
 pub mod percent;
 pub mod pods;
 pub mod pod_control;
 pub mod replicas;
+pub mod taints;
 pub mod watch;
 pub mod write;
