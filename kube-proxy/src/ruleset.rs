@@ -197,32 +197,32 @@ pub fn base(family: Family) -> String {
 		{family} daddr @cluster-ips goto refuse
 	}}
 	chain nat-prerouting {{
-		type nat hook prerouting priority dstnat; policy accept;
+		type nat hook prerouting priority -100; policy accept;
 		jump dispatch
 	}}
 	chain nat-output {{
-		type nat hook output priority dstnat; policy accept;
+		type nat hook output priority -100; policy accept;
 		jump dispatch
 	}}
 	chain nat-postrouting {{
-		type nat hook postrouting priority srcnat; policy accept;
+		type nat hook postrouting priority 100; policy accept;
 		meta mark and 0x4000 != 0 meta mark set meta mark xor 0x4000 masquerade fully-random
 		ct status dnat {family} saddr . {family} daddr @hairpin masquerade fully-random
 	}}
 	chain filter-prerouting {{
-		type filter hook prerouting priority dstnat - 10; policy accept;
+		type filter hook prerouting priority -110; policy accept;
 		ct state new {to_service} vmap @firewall
 	}}
 	chain filter-input {{
-		type filter hook input priority filter; policy accept;
+		type filter hook input priority 0; policy accept;
 		ct state new jump unanswered
 	}}
 	chain filter-forward {{
-		type filter hook forward priority filter; policy accept;
+		type filter hook forward priority 0; policy accept;
 		ct state new jump unanswered
 	}}
 	chain filter-output {{
-		type filter hook output priority filter; policy accept;
+		type filter hook output priority 0; policy accept;
 		ct state new jump unanswered
 	}}
 }}
