@@ -5,6 +5,7 @@ pub mod csr;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod garbage_collector;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -44,6 +45,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("deployment-controller", deployment),
     row!("endpoints-controller", endpoints),
     row!("endpointslice-controller", endpointslice),
+    row!("garbage-collector-controller", garbage_collector),
     row!("namespace-controller", namespace),
     row!("node-ipam-controller", node_ipam),
     row!("node-lifecycle-controller", node_lifecycle),
