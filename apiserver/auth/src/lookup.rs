@@ -26,7 +26,7 @@ pub trait LookupExt: Lookup {
     }
 
     fn typed_list<K: DeserializeOwned>(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<K> {
-        self.list(resource, namespace).iter().filter_map(|value| decode(resource, &**value)).collect()
+        self.list(resource, namespace).iter().filter_map(|value| decode(resource, value)).collect()
     }
 }
 

@@ -41,14 +41,26 @@ fn nodes_make_only_mirror_pods_of_their_own() {
     assert_eq!(check(write("pods"), mirror(|_| {})), Ok(()));
     type Edit = fn(&mut Value);
     let cases: [(Edit, &str); 8] = [
-        (|p| p["metadata"]["annotations"] = Value::Null, "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"n1\" can only create mirror pods"),
+        (
+            |p| p["metadata"]["annotations"] = Value::Null,
+            "pod does not have \"kubernetes.io/config.mirror\" annotation, node \"n1\" can only create mirror pods",
+        ),
         (|p| p["spec"]["nodeName"] = "n2".into(), "node \"n1\" can only create pods with spec.nodeName set to itself"),
         (|p| p["metadata"]["ownerReferences"] = json!([]), "node \"n1\" can only create pods with an owner reference set to itself"),
-        (|p| p["metadata"]["ownerReferences"][0]["controller"] = false.into(), "node \"n1\" can only create pods with a controller owner reference set to itself"),
+        (
+            |p| p["metadata"]["ownerReferences"][0]["controller"] = false.into(),
+            "node \"n1\" can only create pods with a controller owner reference set to itself",
+        ),
         (|p| p["metadata"]["ownerReferences"][0]["uid"] = "x".into(), "node n1 UID mismatch: expected x got u1"),
         (|p| p["spec"]["serviceAccountName"] = "a".into(), "node \"n1\" can not create pods that reference a service account"),
-        (|p| p["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s"}}]), "node \"n1\" can not create pods that reference secrets"),
-        (|p| p["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "s"}}]), "node \"n1\" can not create pods that reference configmaps"),
+        (
+            |p| p["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": "s"}}]),
+            "node \"n1\" can not create pods that reference secrets",
+        ),
+        (
+            |p| p["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "s"}}]),
+            "node \"n1\" can not create pods that reference configmaps",
+        ),
     ];
     for (edit, message) in cases {
         assert_eq!(check(write("pods"), mirror(edit)), Err(format!("pods \"m\" is forbidden: {message}")));
@@ -80,15 +92,29 @@ fn nodes_write_only_themselves_and_no_steering_labels() {
     let node = |labels: Value, taints: Value| json!({"metadata": {"name": "n1", "labels": labels}, "spec": {"taints": taints}});
     let good = node(json!({"kubernetes.io/hostname": "n1", "node.kubernetes.io/role": "x", "team": "a"}), json!([]));
     assert_eq!(check(write("nodes").within("").named("n1"), good.clone()), Ok(()));
-    assert!(check(write("nodes").within("").named("n2"), good.clone()).unwrap_err().contains("node \"n1\" is not allowed to modify node \"n2\""));
+    assert!(
+        check(write("nodes").within("").named("n2"), good.clone())
+            .unwrap_err()
+            .contains("node \"n1\" is not allowed to modify node \"n2\"")
+    );
     assert_eq!(
-        check(write("nodes").within("").named("n1"), node(json!({"a.node-restriction.kubernetes.io/x": "", "x.k8s.io/y": "", "ok": ""}), json!([]))).unwrap_err(),
+        check(
+            write("nodes").within("").named("n1"),
+            node(json!({"a.node-restriction.kubernetes.io/x": "", "x.k8s.io/y": "", "ok": ""}), json!([]))
+        )
+        .unwrap_err(),
         "nodes \"n1\" is forbidden: node \"n1\" is not allowed to set the following labels: a.node-restriction.kubernetes.io/x, x.k8s.io/y"
     );
     let update = |new: Value| check(write("nodes").within("").update(good.clone()), new);
     assert_eq!(update(good.clone()), Ok(()));
-    assert!(update(node(good["metadata"]["labels"].clone(), json!([{"key": "a"}]))).unwrap_err().contains("is not allowed to modify taints"));
-    assert!(update(node(json!({"node-role.kubernetes.io/master": ""}), json!([]))).unwrap_err().contains("is not allowed to modify labels: node-role.kubernetes.io/master"));
+    assert!(
+        update(node(good["metadata"]["labels"].clone(), json!([{"key": "a"}]))).unwrap_err().contains("is not allowed to modify taints")
+    );
+    assert!(
+        update(node(json!({"node-role.kubernetes.io/master": ""}), json!([])))
+            .unwrap_err()
+            .contains("is not allowed to modify labels: node-role.kubernetes.io/master")
+    );
     let lease = |name: &str| json!({"metadata": {"name": name}});
     let leases = || write("leases.coordination.k8s.io").within("kube-node-lease");
     assert_eq!(check(leases(), lease("n1")), Ok(()));
@@ -98,9 +124,7 @@ fn nodes_write_only_themselves_and_no_steering_labels() {
 
 #[test]
 fn nodes_get_tokens_only_for_their_pods() {
-    let request = |name: &str, uid: &str, audiences: &[&str]| {
-        json!({"spec": {"audiences": audiences, "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}})
-    };
+    let request = |name: &str, uid: &str, audiences: &[&str]| json!({"spec": {"audiences": audiences, "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
     let ask = |body: Value| check(write("serviceaccounts/token").named("app"), body);
     assert_eq!(ask(request("mine", "p1", &[])), Ok(()));
     assert_eq!(ask(request("mine", "p1", &["vault"])), Ok(()));
@@ -128,14 +152,21 @@ const REQUESTS: &str = "certificatesigningrequests.certificates.k8s.io";
 #[test]
 fn certificates() {
     let g = "rbac.authorization.k8s.io";
-    let rule = json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": ["approve"], "resourceNames": ["kubernetes.io/*"]});
+    let rule =
+        json!({"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "verbs": ["approve"], "resourceNames": ["kubernetes.io/*"]});
     let cluster = Cluster::default()
         .with(&format!("clusterroles.{g}"), json!({"metadata": {"name": "a"}, "rules": [rule]}))
         .with(&format!("clusterrolebindings.{g}"), json!({
             "metadata": {"name": "a"}, "roleRef": {"apiGroup": g, "kind": "ClusterRole", "name": "a"}, "subjects": [{"kind": "User", "name": "jane"}],
         }));
     let csr = |signer: &str| json!({"metadata": {"name": "c"}, "spec": {"signerName": signer}});
-    let approve = |signer: &str| write(&format!("{REQUESTS}/approval")).within("").update(csr(signer)).validated(&certificates::CertificateApproval, &cluster, &csr(signer));
+    let approve = |signer: &str| {
+        write(&format!("{REQUESTS}/approval")).within("").update(csr(signer)).validated(
+            &certificates::CertificateApproval,
+            &cluster,
+            &csr(signer),
+        )
+    };
     assert!(approve("kubernetes.io/kubelet-serving").is_ok());
     assert_eq!(
         approve("example.com/x").unwrap_err(),
@@ -143,7 +174,13 @@ fn certificates() {
     );
     let mut signed = csr("kubernetes.io/kubelet-serving");
     signed["status"] = json!({"certificate": "x"});
-    let sign = |new: &Value| write(&format!("{REQUESTS}/status")).within("").update(csr("kubernetes.io/kubelet-serving")).validated(&certificates::CertificateSigning, &cluster, new);
+    let sign = |new: &Value| {
+        write(&format!("{REQUESTS}/status")).within("").update(csr("kubernetes.io/kubelet-serving")).validated(
+            &certificates::CertificateSigning,
+            &cluster,
+            new,
+        )
+    };
     assert!(sign(&csr("kubernetes.io/kubelet-serving")).is_ok());
     assert!(sign(&signed).unwrap_err().contains("user not permitted to sign requests with signerName \"kubernetes.io/kubelet-serving\""));
 }
@@ -156,17 +193,26 @@ fn nobody_asks_for_masters() {
         let pem = params.serialize_request(&KeyPair::generate().unwrap()).unwrap().pem().unwrap();
         json!({"metadata": {"name": "c"}, "spec": {"signerName": "kubernetes.io/kube-apiserver-client", "request": STANDARD.encode(pem)}})
     };
-    let check = |object: &Value| write(REQUESTS).within("").validated(&certificates::CertificateSubjectRestriction, &Cluster::default(), object);
+    let check =
+        |object: &Value| write(REQUESTS).within("").validated(&certificates::CertificateSubjectRestriction, &Cluster::default(), object);
     assert!(check(&request("dev")).is_ok());
-    assert!(check(&request("system:masters")).unwrap_err().contains("use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"));
-    assert!(check(&json!({"metadata": {"name": "c"}, "spec": {"signerName": "kubernetes.io/kube-apiserver-client", "request": "AAAA"}})).is_err());
+    assert!(
+        check(&request("system:masters"))
+            .unwrap_err()
+            .contains("use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed")
+    );
+    assert!(
+        check(&json!({"metadata": {"name": "c"}, "spec": {"signerName": "kubernetes.io/kube-apiserver-client", "request": "AAAA"}}))
+            .is_err()
+    );
 }
 
 fn secured(level: &str) -> Cluster {
     let labels = json!({"pod-security.kubernetes.io/enforce": level, "pod-security.kubernetes.io/warn": "restricted"});
-    Cluster::default()
-        .with("namespaces", json!({"metadata": {"name": "ns", "labels": labels}}))
-        .with("pods", json!({"metadata": {"namespace": "ns", "name": "root"}, "spec": {"hostNetwork": true, "containers": [{"name": "c"}]}}))
+    Cluster::default().with("namespaces", json!({"metadata": {"name": "ns", "labels": labels}})).with(
+        "pods",
+        json!({"metadata": {"namespace": "ns", "name": "root"}, "spec": {"hostNetwork": true, "containers": [{"name": "c"}]}}),
+    )
 }
 
 #[test]
@@ -178,7 +224,10 @@ fn pod_security_enforces_and_warns() {
         runAsNonRoot != true (pod or container \"c\" must set securityContext.runAsNonRoot=true), \
         seccompProfile (pod or container \"c\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")";
     assert_eq!(check("baseline", &plain).unwrap().warnings, [format!("would violate PodSecurity \"restricted:latest\": {restricted}")]);
-    assert_eq!(check("restricted", &plain).unwrap_err(), format!("pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\": {restricted}"));
+    assert_eq!(
+        check("restricted", &plain).unwrap_err(),
+        format!("pods \"web\" is forbidden: violates PodSecurity \"restricted:latest\": {restricted}")
+    );
     let good = pod(json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}, "containers": [
         {"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}}},
     ]}));
@@ -194,8 +243,14 @@ fn pod_security_baseline() {
     let cases = [
         (json!({"hostNetwork": true, "hostPID": true}), "host namespaces (hostNetwork=true, hostPID=true)"),
         (container(json!({"privileged": true})), "privileged (container \"c\" must not set securityContext.privileged=true)"),
-        (container(json!({"capabilities": {"add": ["NET_ADMIN", "CHOWN"]}})), "non-default capabilities (container \"c\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)"),
-        (container(json!({"seccompProfile": {"type": "Unconfined"}})), "seccompProfile (container \"c\" must not set securityContext.seccompProfile.type to \"Unconfined\")"),
+        (
+            container(json!({"capabilities": {"add": ["NET_ADMIN", "CHOWN"]}})),
+            "non-default capabilities (container \"c\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)",
+        ),
+        (
+            container(json!({"seccompProfile": {"type": "Unconfined"}})),
+            "seccompProfile (container \"c\" must not set securityContext.seccompProfile.type to \"Unconfined\")",
+        ),
         (container(json!({"procMount": "Unmasked"})), "procMount (container \"c\" must not set securityContext.procMount to \"Unmasked\")"),
         (json!({"volumes": [{"name": "a", "hostPath": {}}, {"name": "b", "hostPath": {}}]}), "hostPath volumes (volumes \"a\", \"b\")"),
         (json!({"containers": [{"name": "c", "ports": [{"hostPort": 80}]}]}), "hostPort (container \"c\" uses hostPort 80)"),
@@ -212,9 +267,10 @@ fn pod_security_labels() {
     let namespace = |level: &str| json!({"metadata": {"name": "ns", "labels": {"pod-security.kubernetes.io/enforce": level}}});
     let tighten = write("namespaces").within("ns").update(namespace("privileged"));
     let outcome = tighten.validated(&pod_security::PodSecurity, &secured("privileged"), &namespace("baseline")).unwrap();
-    assert_eq!(outcome.warnings, [
-        "existing pods in namespace \"ns\" violate the new PodSecurity enforce level \"baseline:latest\"", "root: host namespaces",
-    ]);
+    assert_eq!(
+        outcome.warnings,
+        ["existing pods in namespace \"ns\" violate the new PodSecurity enforce level \"baseline:latest\"", "root: host namespaces",]
+    );
     assert_eq!(
         tighten.validated(&pod_security::PodSecurity, &Cluster::default(), &namespace("tight")).unwrap_err(),
         "Namespace \"ns\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"tight\": must be one of privileged, baseline, restricted"

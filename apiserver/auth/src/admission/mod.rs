@@ -9,6 +9,7 @@
 //! Upstream: `apiserver/pkg/admission`, `pkg/kubeapiserver/options/plugins.go` (order and defaults, v1.33).
 
 mod certificates;
+mod escalation;
 #[cfg(test)]
 mod identity_tests;
 mod ingress;
@@ -173,6 +174,7 @@ pub const CHAIN: &[&dyn Plugin] = &[
     &certificates::CertificateSigning,
     &certificates::CertificateSubjectRestriction,
     &ingress::DefaultIngressClass,
+    &escalation::RbacEscalation,
     &quota::ResourceQuota,
 ];
 

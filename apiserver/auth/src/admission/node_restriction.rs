@@ -22,7 +22,10 @@ impl Plugin for NodeRestriction {
     }
 
     fn mutate(&self, request: &Request<'_>, object: &mut Value) -> Result<(), Refusal> {
-        if request.operation == Operation::Connect || !request.user.in_group(NODES_GROUP) || !request.user.name.starts_with(NODE_USER_PREFIX) {
+        if request.operation == Operation::Connect
+            || !request.user.in_group(NODES_GROUP)
+            || !request.user.name.starts_with(NODE_USER_PREFIX)
+        {
             return Ok(());
         }
         let node = request.user.node_name().unwrap_or_default();
@@ -34,9 +37,7 @@ impl Plugin for NodeRestriction {
             ("", "pods", "") => check.pod(),
             ("", "pods", "status") => check.pod_status(),
             ("", "pods", "eviction") => check.pod_eviction(),
-            ("", "pods", other) => {
-                check.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed"))
-            }
+            ("", "pods", other) => check.refuse(format!("unexpected pod subresource {other:?}, only 'status' and 'eviction' are allowed")),
             ("", "nodes", _) => check.node(),
             ("", "persistentvolumeclaims", "status") => check.claim_status(),
             ("", "persistentvolumeclaims", _) => check.refuse("may only update PVC status"),
@@ -84,10 +85,8 @@ impl Check<'_> {
                     format!("node {node:?} can only delete pods with spec.nodeName set to itself")
                 })
             }
-            other => self.refuse(format!(
-                "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
-                operation_name(other)
-            )),
+            other => self
+                .refuse(format!("unexpected operation {:?}, node {node:?} can only create and delete mirror pods", operation_name(other))),
         }
     }
 
@@ -142,9 +141,7 @@ impl Check<'_> {
         self.require(text(old, "/spec/nodeName") == node, || {
             format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself")
         })?;
-        self.require(labels(Some(old)) == labels(Some(self.object)), || {
-            format!("node {node:?} cannot update labels through pod status")
-        })
+        self.require(labels(Some(old)) == labels(Some(self.object)), || format!("node {node:?} cannot update labels through pod status"))
     }
 
     fn pod_eviction(&self) -> Verdict {
@@ -201,7 +198,17 @@ impl Check<'_> {
                 }
             };
             strip("metadata", &["resourceVersion", "managedFields"]);
-            strip("status", &["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses", "modifyVolumeStatus", "currentVolumeAttributesClassName"]);
+            strip(
+                "status",
+                &[
+                    "capacity",
+                    "conditions",
+                    "allocatedResources",
+                    "allocatedResourceStatuses",
+                    "modifyVolumeStatus",
+                    "currentVolumeAttributesClassName",
+                ],
+            );
             claim
         };
         self.require(rest(old) == rest(self.object), || {
@@ -221,15 +228,27 @@ impl Check<'_> {
         self.require(uid == actual, || {
             format!("the UID in the bound object reference ({uid}) does not match the UID in record ({actual}). The object might have been deleted and then recreated")
         })?;
-        self.require(text(&pod, "/spec/nodeName") == self.node, || "node requested token bound to a pod scheduled on a different node".to_owned())?;
+        self.require(text(&pod, "/spec/nodeName") == self.node, || {
+            "node requested token bound to a pod scheduled on a different node".to_owned()
+        })?;
         let audience = match items(self.object, "/spec/audiences") {
             [] => "",
             [one] => one.as_str().unwrap_or_default(),
             _ => return self.refuse("node may only request 0 or 1 audiences"),
         };
         let known = pod_audiences(&pod, self.request).contains(audience)
-            || self.request.may("request-serviceaccounts-token-audience", &GroupResource::new("", audience), self.request.namespace, self.request.name);
-        self.require(known, || format!("audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience", self.request.user.name))
+            || self.request.may(
+                "request-serviceaccounts-token-audience",
+                &GroupResource::new("", audience),
+                self.request.namespace,
+                self.request.name,
+            );
+        self.require(known, || {
+            format!(
+                "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+                self.request.user.name
+            )
+        })
     }
 
     fn named_after_node(&self, what: &str) -> Verdict {
@@ -273,9 +292,17 @@ fn forbidden_labels(old: Option<&Value>, new: &Value) -> Vec<String> {
 /// `node-restriction.kubernetes.io` never; of Kubernetes' own labels only those a kubelet has reason to set.
 fn is_forbidden_label(key: &str) -> bool {
     const KUBELET_LABELS: [&str; 12] = [
-        "kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch", "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
-        "node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type", "topology.kubernetes.io/zone",
-        "topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/region",
+        "kubernetes.io/hostname",
+        "kubernetes.io/os",
+        "kubernetes.io/arch",
+        "beta.kubernetes.io/os",
+        "beta.kubernetes.io/arch",
+        "node.kubernetes.io/instance-type",
+        "beta.kubernetes.io/instance-type",
+        "topology.kubernetes.io/zone",
+        "topology.kubernetes.io/region",
+        "failure-domain.beta.kubernetes.io/zone",
+        "failure-domain.beta.kubernetes.io/region",
         "node.kubernetes.io/windows-build",
     ];
     let Some((namespace, _)) = key.split_once('/') else { return false };

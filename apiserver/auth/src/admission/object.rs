@@ -44,7 +44,6 @@ pub fn add_finalizer(object: &mut Value, finalizer: &str) {
     }
 }
 
-
 /// Null, absent and empty mean the same to Go.
 pub fn is_unset(value: Option<&Value>) -> bool {
     match value {

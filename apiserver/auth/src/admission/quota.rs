@@ -118,7 +118,10 @@ impl Counted<'_> {
             _ if !self.resource.group.is_empty() => false,
             "pods" => {
                 let native = matches!(name, "pods" | "cpu" | "memory" | "ephemeral-storage")
-                    || matches!(name.strip_prefix("requests.").or(name.strip_prefix("limits.")), Some("cpu" | "memory" | "ephemeral-storage"));
+                    || matches!(
+                        name.strip_prefix("requests.").or(name.strip_prefix("limits.")),
+                        Some("cpu" | "memory" | "ephemeral-storage")
+                    );
                 let extended = name.strip_prefix("requests.").is_some_and(is_extended);
                 native || extended || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
             }
@@ -168,16 +171,8 @@ impl Counted<'_> {
         let mut usage = Amounts::from([(self.count_name(), one())]);
         match self.resource.resource.as_str() {
             _ if !self.resource.group.is_empty() => {}
-            "pods" => {
-                if !matches!(text(object, "/status/phase"), "Failed" | "Succeeded") {
-                    let (mut requests, mut limits) = (of_pod(object, "requests"), of_pod(object, "limits"));
-                    let overhead = amounts(object, "/spec/overhead");
-                    add(&mut requests, &overhead);
-                    let limited: Amounts = overhead.into_iter().filter(|(r, _)| limits.contains_key(r)).collect();
-                    add(&mut limits, &limited);
-                    add(&mut usage, &compute(&requests, &limits));
-                }
-            }
+            "pods" if matches!(text(object, "/status/phase"), "Failed" | "Succeeded") => {}
+            "pods" => add(&mut usage, &pod_usage(object)),
             "services" => usage.extend(service_usage(object)),
             "persistentvolumeclaims" => usage.extend(claim_usage(object)),
             name @ ("configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") => drop(usage.insert(name.to_owned(), one())),
@@ -233,6 +228,15 @@ fn compute(requests: &Amounts, limits: &Amounts) -> Amounts {
         }
     }
     out
+}
+
+fn pod_usage(pod: &Value) -> Amounts {
+    let (mut requests, mut limits) = (of_pod(pod, "requests"), of_pod(pod, "limits"));
+    let overhead = amounts(pod, "/spec/overhead");
+    add(&mut requests, &overhead);
+    let limited: Amounts = overhead.into_iter().filter(|(resource, _)| limits.contains_key(resource)).collect();
+    add(&mut limits, &limited);
+    compute(&requests, &limits)
 }
 
 fn service_usage(service: &Value) -> Amounts {

@@ -30,9 +30,8 @@ impl Plugin for RuntimeClass {
             let wanted = wanted.as_str().unwrap_or_default();
             let selector = map(slot(pod, "spec"), "nodeSelector");
             if let Some(other) = selector.get(key).and_then(Value::as_str).filter(|other| *other != wanted) {
-                let why = format!(
-                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {other}"
-                );
+                let why =
+                    format!("conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {other}");
                 return Err(request.forbidden(pod, why));
             }
             selector.insert(key.clone(), wanted.into());

@@ -160,7 +160,11 @@ fn limit_secrets(request: &Request<'_>, account: &Value, pod: &Value) -> Result<
 
 fn limit_container_secrets(request: &Request<'_>, account: &Value, pod: &Value, mountable: &BTreeSet<&str>) -> Result<(), Refusal> {
     let owner = text(account, "/metadata/name");
-    let kinds = [("/spec/initContainers", "init container"), ("/spec/containers", "container"), ("/spec/ephemeralContainers", "ephemeral container")];
+    let kinds = [
+        ("/spec/initContainers", "init container"),
+        ("/spec/containers", "container"),
+        ("/spec/ephemeralContainers", "ephemeral container"),
+    ];
     for (pointer, kind) in kinds {
         for container in items(pod, pointer) {
             let place = format!("{kind} {}", text(container, "/name"));
@@ -188,7 +192,8 @@ fn limit_container_secrets(request: &Request<'_>, account: &Value, pod: &Value, 
 }
 
 fn check_ephemeral_containers(request: &Request<'_>, pod: &Value) -> Result<(), Refusal> {
-    if !(request.is_any("pods") && request.subresource == "ephemeralcontainers" && request.operation == Operation::Update) || is_mirror(pod) {
+    if !(request.is_any("pods") && request.subresource == "ephemeralcontainers" && request.operation == Operation::Update) || is_mirror(pod)
+    {
         return Ok(());
     }
     let account = find(request, pod, text(pod, "/spec/serviceAccountName"))?;

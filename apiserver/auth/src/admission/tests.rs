@@ -117,10 +117,16 @@ fn namespaces_must_be_there_and_stay() {
     assert_eq!(try_in("ns"), Ok(()));
     assert_eq!(try_in("none"), Err("namespaces \"none\" not found".into()));
     let terminating = write("configmaps").within("old").refusal(plugin, &namespaces(), config_map.clone()).status();
-    assert_eq!(terminating.message, "configmaps \"c\" is forbidden: unable to create new content in namespace old because it is being terminated");
+    assert_eq!(
+        terminating.message,
+        "configmaps \"c\" is forbidden: unable to create new content in namespace old because it is being terminated"
+    );
     let cause = &terminating.details.as_ref().unwrap().causes[0];
     assert_eq!((cause.reason.as_str(), cause.field.as_str()), ("NamespaceTerminating", "metadata.namespace"));
-    assert_eq!(write("configmaps").within("old").update(config_map.clone()).mutated(plugin, &namespaces(), config_map.clone()).map(drop), Ok(()));
+    assert_eq!(
+        write("configmaps").within("old").update(config_map.clone()).mutated(plugin, &namespaces(), config_map.clone()).map(drop),
+        Ok(())
+    );
     assert_eq!(write("configmaps").within("none").delete("c").mutated(plugin, &namespaces(), Value::Null).map(drop), Ok(()));
     for (name, message) in [("default", Some("namespaces \"default\" is forbidden: this namespace may not be deleted")), ("ns", None)] {
         let done = write("namespaces").within(name).delete(name).mutated(plugin, &namespaces(), Value::Null);
@@ -132,9 +138,12 @@ fn accounts() -> Cluster {
     Cluster::default()
         .with("serviceaccounts", json!({"metadata": {"namespace": "ns", "name": "default"}, "imagePullSecrets": [{"name": "reg"}]}))
         .with("serviceaccounts", json!({"metadata": {"namespace": "ns", "name": "quiet"}, "automountServiceAccountToken": false}))
-        .with("serviceaccounts", json!({"metadata": {
+        .with(
+            "serviceaccounts",
+            json!({"metadata": {
             "namespace": "ns", "name": "tight", "annotations": {"kubernetes.io/enforce-mountable-secrets": "true"},
-        }, "secrets": [{"name": "a"}]}))
+        }, "secrets": [{"name": "a"}]}),
+        )
 }
 
 #[test]
@@ -152,11 +161,14 @@ fn pods_get_an_account_and_its_token() {
     let mount = json!([{"name": name, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
     assert_eq!((&spec["containers"][0]["volumeMounts"], &spec["initContainers"][0]["volumeMounts"]), (&mount, &mount));
     assert_eq!(items(spec, "/containers/1/volumeMounts").len(), 1);
-    assert_eq!(spec["volumes"], json!([{"name": name, "projected": {"defaultMode": 420, "sources": [
-        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-    ]}}]));
+    assert_eq!(
+        spec["volumes"],
+        json!([{"name": name, "projected": {"defaultMode": 420, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
+        ]}}])
+    );
     let again = write("pods").mutated(plugin, &accounts(), made.clone()).unwrap();
     assert_eq!(again, made);
 }
@@ -164,8 +176,11 @@ fn pods_get_an_account_and_its_token() {
 #[test]
 fn the_token_is_mounted_where_it_is_wanted() {
     let cases = [
-        (json!({}), 1), (json!({"serviceAccountName": "quiet"}), 0), (json!({"automountServiceAccountToken": false}), 0),
-        (json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true}), 1), (json!({"serviceAccount": "quiet"}), 0),
+        (json!({}), 1),
+        (json!({"serviceAccountName": "quiet"}), 0),
+        (json!({"automountServiceAccountToken": false}), 0),
+        (json!({"serviceAccountName": "quiet", "automountServiceAccountToken": true}), 1),
+        (json!({"serviceAccount": "quiet"}), 0),
     ];
     for (mut spec, volumes) in cases {
         spec["containers"] = json!([{"name": "c"}]);
@@ -181,7 +196,10 @@ fn accounts_that_are_missing_or_strict() {
     generated["metadata"] = json!({"generateName": "web-abc-"});
     let refusal = write("pods").refusal(plugin, &Cluster::default(), generated);
     assert_eq!(refusal, Refusal::Transient(refusal.clone().status()));
-    assert_eq!(refusal.status().message, "pods \"web-abc-\" is forbidden: error looking up service account ns/default: serviceaccount \"default\" not found");
+    assert_eq!(
+        refusal.status().message,
+        "pods \"web-abc-\" is forbidden: error looking up service account ns/default: serviceaccount \"default\" not found"
+    );
     let named = write("pods").refusal(plugin, &accounts(), pod(json!({"serviceAccountName": "x"})));
     assert!(matches!(named, Refusal::Denied(_)));
     let tight = |extra: Value| {
@@ -206,13 +224,20 @@ fn tolerations_and_taints() {
     let plugin = &nodes::DefaultTolerationSeconds;
     let cases = [
         (json!([]), vec!["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]),
-        (json!([{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"}]), vec!["node.kubernetes.io/unreachable"]),
+        (
+            json!([{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute"}]),
+            vec!["node.kubernetes.io/unreachable"],
+        ),
         (json!([{"operator": "Exists"}]), vec![]),
-        (json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]), vec!["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]),
+        (
+            json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]),
+            vec!["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"],
+        ),
     ];
     for (given, added) in cases {
         let made = write("pods").mutated(plugin, &Cluster::default(), pod(json!({"tolerations": given}))).unwrap();
-        let keys: Vec<&str> = items(&made, "/spec/tolerations")[given.as_array().unwrap().len()..].iter().map(|t| text(t, "/key")).collect();
+        let keys: Vec<&str> =
+            items(&made, "/spec/tolerations")[given.as_array().unwrap().len()..].iter().map(|t| text(t, "/key")).collect();
         assert_eq!(keys, added);
     }
     let node = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
@@ -227,14 +252,18 @@ fn priorities() {
         .with(classes, json!({"metadata": {"name": "high"}, "value": 1000}))
         .with(classes, json!({"metadata": {"name": "polite"}, "value": 7, "preemptionPolicy": "Never"}));
     let with_default = || Cluster::default().with(classes, json!({"metadata": {"name": "usual"}, "value": 5, "globalDefault": true}));
-    let resolve = |cluster: &Cluster, spec: Value| write("pods").mutated(&priority::Priority, cluster, pod(spec)).map(|pod| pod["spec"].clone());
+    let resolve =
+        |cluster: &Cluster, spec: Value| write("pods").mutated(&priority::Priority, cluster, pod(spec)).map(|pod| pod["spec"].clone());
     assert_eq!(resolve(&cluster, json!({})), Ok(json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"})));
     assert_eq!(
         resolve(&cluster, json!({"priorityClassName": "polite"})),
         Ok(json!({"priorityClassName": "polite", "priority": 7, "preemptionPolicy": "Never"}))
     );
     assert_eq!(resolve(&with_default(), json!({})).unwrap()["priorityClassName"], "usual");
-    assert_eq!(resolve(&cluster, json!({"priorityClassName": "x"})).unwrap_err(), "pods \"web\" is forbidden: no PriorityClass with name x was found");
+    assert_eq!(
+        resolve(&cluster, json!({"priorityClassName": "x"})).unwrap_err(),
+        "pods \"web\" is forbidden: no PriorityClass with name x was found"
+    );
     assert_eq!(
         resolve(&cluster, json!({"priorityClassName": "high", "priority": 3})).unwrap_err(),
         "pods \"web\" is forbidden: the integer value of priority (3) must not be provided in pod spec; priority admission controller computed 1000 from the given PriorityClass name"
@@ -249,9 +278,11 @@ fn priorities() {
 #[test]
 fn storage() {
     let classes = "storageclasses.storage.k8s.io";
-    let class = |name: &str, age: &str, default: &str| json!({"metadata": {
+    let class = |name: &str, age: &str, default: &str| {
+        json!({"metadata": {
         "name": name, "creationTimestamp": age, "annotations": {"storageclass.kubernetes.io/is-default-class": default},
-    }, "allowVolumeExpansion": name == "new"});
+    }, "allowVolumeExpansion": name == "new"})
+    };
     let cluster = Cluster::default()
         .with(classes, class("old", "2020-01-01T00:00:00Z", "true"))
         .with(classes, class("new", "2021-01-01T00:00:00Z", "true"))
@@ -260,35 +291,56 @@ fn storage() {
         let claim = json!({"metadata": {"name": "c"}, "spec": spec});
         write("persistentvolumeclaims").mutated(&storage::DefaultStorageClass, &cluster, claim).unwrap()["spec"]["storageClassName"].clone()
     };
-    assert_eq!((default(json!({})), default(json!({"storageClassName": ""})), default(json!({"storageClassName": "x"}))), (json!("new"), json!(""), json!("x")));
-    let protected = write("persistentvolumes").mutated(&storage::StorageObjectInUseProtection, &cluster, json!({"metadata": {"name": "v"}})).unwrap();
+    assert_eq!(
+        (default(json!({})), default(json!({"storageClassName": ""})), default(json!({"storageClassName": "x"}))),
+        (json!("new"), json!(""), json!("x"))
+    );
+    let protected =
+        write("persistentvolumes").mutated(&storage::StorageObjectInUseProtection, &cluster, json!({"metadata": {"name": "v"}})).unwrap();
     assert_eq!(protected["metadata"]["finalizers"], json!(["kubernetes.io/pv-protection"]));
-    let claim = |class: &str, size: &str| json!({
-        "metadata": {"name": "c"}, "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}, "status": {"phase": "Bound"},
-    });
+    let claim = |class: &str, size: &str| {
+        json!({
+            "metadata": {"name": "c"}, "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}}, "status": {"phase": "Bound"},
+        })
+    };
     let resize = |class: &str| {
-        write("persistentvolumeclaims").update(claim(class, "1Gi")).validated(&storage::PersistentVolumeClaimResize, &cluster, &claim(class, "2Gi"))
+        write("persistentvolumeclaims").update(claim(class, "1Gi")).validated(
+            &storage::PersistentVolumeClaimResize,
+            &cluster,
+            &claim(class, "2Gi"),
+        )
     };
     assert!(resize("new").is_ok() && resize("old").unwrap_err().contains("only dynamically provisioned pvc can be resized"));
 }
 
 #[test]
 fn runtime_classes() {
-    let cluster = Cluster::default().with("runtimeclasses.node.k8s.io", json!({
-        "metadata": {"name": "kata"}, "overhead": {"podFixed": {"cpu": "250m"}},
-        "scheduling": {"nodeSelector": {"kata": "yes"}, "tolerations": [{"key": "kata"}]},
-    }));
+    let cluster = Cluster::default().with(
+        "runtimeclasses.node.k8s.io",
+        json!({
+            "metadata": {"name": "kata"}, "overhead": {"podFixed": {"cpu": "250m"}},
+            "scheduling": {"nodeSelector": {"kata": "yes"}, "tolerations": [{"key": "kata"}]},
+        }),
+    );
     let admit = |spec: Value| write("pods").mutated(&runtime_class::RuntimeClass, &cluster, pod(spec)).map(|pod| pod["spec"].clone());
     let made = admit(json!({"runtimeClassName": "kata"})).unwrap();
-    assert_eq!(made, json!({"runtimeClassName": "kata", "overhead": {"cpu": "250m"}, "nodeSelector": {"kata": "yes"}, "tolerations": [{"key": "kata"}]}));
+    assert_eq!(
+        made,
+        json!({"runtimeClassName": "kata", "overhead": {"cpu": "250m"}, "nodeSelector": {"kata": "yes"}, "tolerations": [{"key": "kata"}]})
+    );
     assert!(admit(json!({"runtimeClassName": "kata", "overhead": {"cpu": "0.25"}})).is_ok());
-    assert_eq!(admit(json!({"runtimeClassName": "x"})).unwrap_err(), "pods \"web\" is forbidden: pod rejected: RuntimeClass \"x\" not found");
+    assert_eq!(
+        admit(json!({"runtimeClassName": "x"})).unwrap_err(),
+        "pods \"web\" is forbidden: pod rejected: RuntimeClass \"x\" not found"
+    );
     assert_eq!(
         admit(json!({"runtimeClassName": "kata", "nodeSelector": {"kata": "no"}})).unwrap_err(),
         "pods \"web\" is forbidden: conflict: runtimeClass.scheduling.nodeSelector[kata] = yes; pod.spec.nodeSelector[kata] = no"
     );
     let bare = pod(json!({"overhead": {"cpu": "1"}}));
-    assert!(write("pods").validated(&runtime_class::RuntimeClass, &cluster, &bare).unwrap_err().contains("without corresponding RuntimeClass"));
+    assert!(
+        write("pods").validated(&runtime_class::RuntimeClass, &cluster, &bare).unwrap_err().contains("without corresponding RuntimeClass")
+    );
 }
 
 #[test]
@@ -301,7 +353,10 @@ fn limit_ranges_default_and_bound() {
     let plugin = &limit_ranger::LimitRanger;
     let made = write("pods").mutated(plugin, &cluster, pod(json!({"containers": [{"name": "c"}]}))).unwrap();
     assert_eq!(made["spec"]["containers"][0]["resources"], json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "500m"}}));
-    assert_eq!(made["metadata"]["annotations"]["kubernetes.io/limit-ranger"], "LimitRanger plugin set: cpu request for container c; cpu limit for container c");
+    assert_eq!(
+        made["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
+        "LimitRanger plugin set: cpu request for container c; cpu limit for container c"
+    );
     assert!(write("pods").validated(plugin, &cluster, &made).is_ok());
     let check = |request: &str, limit: &str, copies: usize| {
         let container = json!({"name": "c", "resources": {"requests": {"cpu": request}, "limits": {"cpu": limit}}});
@@ -310,7 +365,10 @@ fn limit_ranges_default_and_bound() {
     let head = "pods \"web\" is forbidden: ";
     assert_eq!(check("1", "1500m", 1).unwrap_err(), format!("{head}maximum cpu usage per Container is 1, but limit is 1500m"));
     assert_eq!(check("20m", "50m", 1).unwrap_err(), format!("{head}minimum cpu usage per Container is 50m, but request is 20m"));
-    assert_eq!(check("100m", "1", 1).unwrap_err(), format!("{head}cpu max limit to request ratio per Container is 5, but provided ratio is 10.000000"));
+    assert_eq!(
+        check("100m", "1", 1).unwrap_err(),
+        format!("{head}cpu max limit to request ratio per Container is 5, but provided ratio is 10.000000")
+    );
     assert_eq!(check("1", "1", 3).unwrap_err(), format!("{head}maximum cpu usage per Pod is 2, but limit is 3"));
     let claim = json!({"metadata": {"name": "d"}, "spec": {"resources": {"requests": {"storage": "1Mi"}}}});
     assert_eq!(
@@ -321,25 +379,38 @@ fn limit_ranges_default_and_bound() {
 
 #[test]
 fn quotas_charge_or_refuse() {
-    let quota = |hard: Value, used: Value| Cluster::default().with("resourcequotas", json!({
-        "metadata": {"namespace": "ns", "name": "q", "resourceVersion": "5"}, "status": {"hard": hard, "used": used},
-    }));
+    let quota = |hard: Value, used: Value| {
+        Cluster::default().with(
+            "resourcequotas",
+            json!({
+                "metadata": {"namespace": "ns", "name": "q", "resourceVersion": "5"}, "status": {"hard": hard, "used": used},
+            }),
+        )
+    };
     let plugin = &quota::ResourceQuota;
     let one = pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": "500m"}, "limits": {"cpu": "1"}}}]}));
-    let outcome = write("pods").validated(plugin, &quota(json!({"pods": "2", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "250m"})), &one).unwrap();
+    let outcome = write("pods")
+        .validated(plugin, &quota(json!({"pods": "2", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "250m"})), &one)
+        .unwrap();
     assert_eq!(outcome.charges[0].quota["status"]["used"], json!({"pods": "2", "requests.cpu": "750m"}));
     assert_eq!(outcome.charges[0].quota["metadata"]["resourceVersion"], "5");
     let refuse = |hard: Value, used: Value, object: &Value| write("pods").validated(plugin, &quota(hard, used), object).unwrap_err();
     let head = "pods \"web\" is forbidden: ";
     assert_eq!(
         refuse(json!({"pods": "1", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "600m"}), &one),
-        format!("{head}exceeded quota: q, requested: pods=1,requests.cpu=500m, used: pods=1,requests.cpu=600m, limited: pods=1,requests.cpu=1")
+        format!(
+            "{head}exceeded quota: q, requested: pods=1,requests.cpu=500m, used: pods=1,requests.cpu=600m, limited: pods=1,requests.cpu=1"
+        )
     );
     let silent = pod(json!({"containers": [{"name": "c"}]}));
-    assert_eq!(refuse(json!({"limits.cpu": "1", "memory": "1"}), json!({}), &silent), format!("{head}failed quota: q: must specify limits.cpu,memory"));
+    assert_eq!(
+        refuse(json!({"limits.cpu": "1", "memory": "1"}), json!({}), &silent),
+        format!("{head}failed quota: q: must specify limits.cpu,memory")
+    );
     assert_eq!(refuse(json!({"pods": "1"}), json!({}), &silent), format!("{head}status unknown for quota: q, resources: pods"));
     let config_map = json!({"metadata": {"name": "c"}});
-    let count = quota(json!({"count/configmaps": "1", "configmaps": "1", "pods": "0"}), json!({"count/configmaps": "0", "configmaps": "0"}));
+    let count =
+        quota(json!({"count/configmaps": "1", "configmaps": "1", "pods": "0"}), json!({"count/configmaps": "0", "configmaps": "0"}));
     assert_eq!(write("configmaps").validated(plugin, &count, &config_map).unwrap().charges.len(), 1);
     assert_eq!(write("events").validated(plugin, &count, &config_map).unwrap().charges.len(), 0);
     let service = |kind: &str| json!({"metadata": {"name": "s"}, "spec": {"type": kind, "ports": [{"port": 1}, {"port": 2}]}});
@@ -355,18 +426,38 @@ fn quotas_charge_or_refuse() {
 fn default_ingress_class() {
     let class = |name: &str| json!({"metadata": {"name": name, "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}}});
     let one = Cluster::default().with("ingressclasses.networking.k8s.io", class("nginx"));
-    let made = write("ingresses.networking.k8s.io").mutated(&ingress::DefaultIngressClass, &one, json!({"metadata": {"name": "i"}})).unwrap();
+    let made =
+        write("ingresses.networking.k8s.io").mutated(&ingress::DefaultIngressClass, &one, json!({"metadata": {"name": "i"}})).unwrap();
     assert_eq!(made["spec"]["ingressClassName"], "nginx");
     let two = one.with("ingressclasses.networking.k8s.io", class("other"));
     assert!(write("ingresses.networking.k8s.io").mutated(&ingress::DefaultIngressClass, &two, json!({})).is_err());
 }
 
+/// `RbacEscalation` is ours: upstream checks in the storage of roles.
 #[test]
 fn plugins_stand_in_upstreams_order() {
     let names: Vec<&str> = CHAIN.iter().map(|plugin| plugin.name()).collect();
-    assert_eq!(names, [
-        "NamespaceLifecycle", "LimitRanger", "ServiceAccount", "NodeRestriction", "TaintNodesByCondition", "PodSecurity", "Priority",
-        "DefaultTolerationSeconds", "DefaultStorageClass", "StorageObjectInUseProtection", "PersistentVolumeClaimResize", "RuntimeClass",
-        "CertificateApproval", "CertificateSigning", "CertificateSubjectRestriction", "DefaultIngressClass", "ResourceQuota",
-    ]);
+    assert_eq!(
+        names,
+        [
+            "NamespaceLifecycle",
+            "LimitRanger",
+            "ServiceAccount",
+            "NodeRestriction",
+            "TaintNodesByCondition",
+            "PodSecurity",
+            "Priority",
+            "DefaultTolerationSeconds",
+            "DefaultStorageClass",
+            "StorageObjectInUseProtection",
+            "PersistentVolumeClaimResize",
+            "RuntimeClass",
+            "CertificateApproval",
+            "CertificateSigning",
+            "CertificateSubjectRestriction",
+            "DefaultIngressClass",
+            "RbacEscalation",
+            "ResourceQuota",
+        ]
+    );
 }

@@ -72,12 +72,7 @@ fn unescape(key: &str) -> String {
 }
 
 /// The user to act as, after every part of it was authorized with the verb `impersonate`; 403 otherwise.
-pub fn impersonate(
-    requester: &Arc<User>,
-    asked: &Impersonation,
-    authorizer: &Authorizer,
-    lookup: &dyn Lookup,
-) -> Result<User, Status> {
+pub fn impersonate(requester: &Arc<User>, asked: &Impersonation, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<User, Status> {
     let check = |attributes: Attributes| match authorizer.authorize(&attributes, lookup) {
         Decision::Allow(_) => Ok(()),
         decision => Err(forbidden(&attributes, decision.reason())),

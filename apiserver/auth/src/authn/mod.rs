@@ -10,6 +10,8 @@ mod impersonation;
 mod tests;
 
 use api::Status;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
@@ -65,6 +67,14 @@ impl Authenticator {
 pub fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, token) = authorization.trim().split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The token of a browser's WebSocket, which can set no header but `Sec-WebSocket-Protocol`:
+/// `base64url.bearer.authorization.k8s.io.TOKEN, v4.channel.k8s.io`.
+pub fn bearer_of_protocols(protocols: &str) -> Option<String> {
+    const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+    let encoded = protocols.split(',').find_map(|protocol| protocol.trim().strip_prefix(PREFIX))?;
+    String::from_utf8(URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?).ok().filter(|token| !token.is_empty())
 }
 
 /// CN is the user, each O a group. A certificate without a CN names nobody.

@@ -48,11 +48,16 @@ fn a_bad_token_is_refused_and_not_anonymous() {
 
 #[test]
 fn bearer_scheme() {
-    for (header, token) in [
-        ("Bearer abc", Some("abc")), ("bearer  abc ", Some("abc")), ("Basic abc", None), ("Bearer", None), ("", None),
-    ] {
+    for (header, token) in [("Bearer abc", Some("abc")), ("bearer  abc ", Some("abc")), ("Basic abc", None), ("Bearer", None), ("", None)] {
         assert_eq!(bearer(header), token, "{header}");
     }
+}
+
+#[test]
+fn bearer_in_a_websocket_protocol() {
+    let protocols = "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj";
+    assert_eq!(bearer_of_protocols(protocols).as_deref(), Some("abc"));
+    assert_eq!(bearer_of_protocols("v4.channel.k8s.io"), None);
 }
 
 fn impersonators() -> Cluster {
@@ -62,14 +67,21 @@ fn impersonators() -> Cluster {
         let role = json!({"kind": "ClusterRole", "name": name, "apiGroup": "rbac.authorization.k8s.io"});
         json!({"metadata": {"name": name}, "roleRef": role, "subjects": [subject]})
     };
-    let rule = |groups: &str, resources: &str, names: &[&str]| {
-        json!({"verbs": ["impersonate"], "apiGroups": [groups], "resources": [resources], "resourceNames": names})
-    };
+    let rule = |groups: &str, resources: &str, names: &[&str]| json!({"verbs": ["impersonate"], "apiGroups": [groups], "resources": [resources], "resourceNames": names});
     Cluster::default()
-        .with("clusterroles.rbac.authorization.k8s.io", role("ops", json!([
-            rule("", "users", &["jane"]), rule("", "groups", &["dev"]), rule("", "serviceaccounts", &["app"]),
-            rule("authentication.k8s.io", "userextras/team", &["red"]), rule("authentication.k8s.io", "uids", &["u1"]),
-        ])))
+        .with(
+            "clusterroles.rbac.authorization.k8s.io",
+            role(
+                "ops",
+                json!([
+                    rule("", "users", &["jane"]),
+                    rule("", "groups", &["dev"]),
+                    rule("", "serviceaccounts", &["app"]),
+                    rule("authentication.k8s.io", "userextras/team", &["red"]),
+                    rule("authentication.k8s.io", "uids", &["u1"]),
+                ]),
+            ),
+        )
         .with("clusterrolebindings.rbac.authorization.k8s.io", bind("ops"))
 }
 

@@ -11,10 +11,10 @@ use k8s_openapi::api::rbac::v1::RoleRef;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::Authorizer;
 use super::attributes::Attributes;
 use super::rbac::{RBAC_GROUP, referenced_rules, resource};
 use super::rules::{Rule, nullable};
-use super::Authorizer;
 use crate::Lookup;
 use crate::lookup::{items, text};
 use crate::user::{PRIVILEGED_GROUP, User};

@@ -44,7 +44,10 @@ pub struct Graph {
 }
 
 pub fn follows(resource: &GroupResource) -> bool {
-    matches!((resource.group.as_str(), resource.resource.as_str()), ("", "pods" | "persistentvolumes") | ("storage.k8s.io", "volumeattachments"))
+    matches!(
+        (resource.group.as_str(), resource.resource.as_str()),
+        ("", "pods" | "persistentvolumes") | ("storage.k8s.io", "volumeattachments")
+    )
 }
 
 impl Graph {
@@ -131,6 +134,7 @@ impl Graph {
 }
 
 /// Fields of volume sources that hold `{name}` of a secret in the pod's namespace.
+#[rustfmt::skip]
 const SECRET_REFS: &[&str] = &[
     "/cephfs/secretRef/name", "/flexVolume/secretRef/name", "/rbd/secretRef/name", "/scaleIO/secretRef/name",
     "/iscsi/secretRef/name", "/storageos/secretRef/name", "/csi/nodePublishSecretRef/name",
@@ -178,8 +182,15 @@ pub fn pod_references(pod: &Value, key: &Key) -> BTreeSet<Reference> {
 /// Secrets of a PersistentVolume that a kubelet reads. Without a namespace of their own they are in the claim's.
 fn volume_secrets(volume: &Value, claim_namespace: &str) -> BTreeSet<Key> {
     const REFS: &[&str] = &[
-        "cephfs/secretRef", "flexVolume/secretRef", "rbd/secretRef", "scaleIO/secretRef", "iscsi/secretRef", "storageos/secretRef",
-        "csi/nodePublishSecretRef", "csi/nodeStageSecretRef", "csi/nodeExpandSecretRef",
+        "cephfs/secretRef",
+        "flexVolume/secretRef",
+        "rbd/secretRef",
+        "scaleIO/secretRef",
+        "iscsi/secretRef",
+        "storageos/secretRef",
+        "csi/nodePublishSecretRef",
+        "csi/nodeStageSecretRef",
+        "csi/nodeExpandSecretRef",
     ];
     let mut found = BTreeSet::new();
     let mut add = |namespace: &str, name: &str| {

@@ -19,8 +19,8 @@ use api::{GroupResource, Key};
 use parking_lot::RwLock;
 use serde_json::Value;
 
-pub(crate) use graph::{Kind as ReferenceKind, pod_references};
 pub use attributes::{Attributes, Decision, forbidden};
+pub(crate) use graph::{Kind as ReferenceKind, pod_references};
 pub(crate) use rbac::aggregate;
 pub use rbac::{RBAC_GROUP, Rbac};
 pub use rules::{Rule, RulesReview};

@@ -64,9 +64,9 @@ impl Rule {
 
     /// `/healthz/*` covers what begins with `/healthz/`.
     pub fn covers_url(&self, path: &str) -> bool {
-        self.non_resource_urls.iter().any(|rule| {
-            rule == "*" || rule == path || rule.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix))
-        })
+        self.non_resource_urls
+            .iter()
+            .any(|rule| rule == "*" || rule == path || rule.strip_suffix('*').is_some_and(|prefix| path.starts_with(prefix)))
     }
 
     /// Whether everything `other` grants, this grants. Both name one thing at most (see [`Rule::break_down`]).

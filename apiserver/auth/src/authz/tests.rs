@@ -118,12 +118,27 @@ fn reasons_and_refusals_read_as_upstream() {
         Decision::Allow("RBAC: allowed by RoleBinding \"jane-views/dev\" of ClusterRole \"viewer\" to User \"jane\"".into())
     );
     let cases = [
-        (ask("jane", "list", "pods").within("default"), "pods is forbidden: User \"jane\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""),
-        (ask("jane", "delete", "apps:deployments").within("dev").named("web"), "deployments.apps \"web\" is forbidden: User \"jane\" cannot delete resource \"deployments\" in API group \"apps\" in the namespace \"dev\""),
-        (ask("jane", "create", "pods/exec").within("dev").named("x"), "pods \"x\" is forbidden: User \"jane\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"dev\""),
-        (ask("jane", "list", "nodes"), "nodes is forbidden: User \"jane\" cannot list resource \"nodes\" in API group \"\" at the cluster scope"),
+        (
+            ask("jane", "list", "pods").within("default"),
+            "pods is forbidden: User \"jane\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"",
+        ),
+        (
+            ask("jane", "delete", "apps:deployments").within("dev").named("web"),
+            "deployments.apps \"web\" is forbidden: User \"jane\" cannot delete resource \"deployments\" in API group \"apps\" in the namespace \"dev\"",
+        ),
+        (
+            ask("jane", "create", "pods/exec").within("dev").named("x"),
+            "pods \"x\" is forbidden: User \"jane\" cannot create resource \"pods/exec\" in API group \"\" in the namespace \"dev\"",
+        ),
+        (
+            ask("jane", "list", "nodes"),
+            "nodes is forbidden: User \"jane\" cannot list resource \"nodes\" in API group \"\" at the cluster scope",
+        ),
         (ask("jane", "get", "/metrics"), "forbidden: User \"jane\" cannot get path \"/metrics\""),
-        (ask("joe", "list", "nodes"), "nodes is forbidden: User \"joe\" cannot list resource \"nodes\" in API group \"\" at the cluster scope: RBAC: clusterrole.rbac.authorization.k8s.io \"nothing\" not found"),
+        (
+            ask("joe", "list", "nodes"),
+            "nodes is forbidden: User \"joe\" cannot list resource \"nodes\" in API group \"\" at the cluster scope: RBAC: clusterrole.rbac.authorization.k8s.io \"nothing\" not found",
+        ),
     ];
     for (attributes, message) in cases {
         let status = authorizer.check(&attributes, &cluster).unwrap_err();
@@ -184,9 +199,13 @@ fn nodes_reach_what_their_pods_name() {
         ],
     });
     observe(&authorizer, "pods", &pod("p", "n1", spec));
-    observe(&authorizer, "persistentvolumes", &json!({"metadata": {"name": "pv1"}, "spec": {
-        "claimRef": {"namespace": "d", "name": "data"}, "csi": {"nodePublishSecretRef": {"namespace": "store", "name": "key"}},
-    }}));
+    observe(
+        &authorizer,
+        "persistentvolumes",
+        &json!({"metadata": {"name": "pv1"}, "spec": {
+            "claimRef": {"namespace": "d", "name": "data"}, "csi": {"nodePublishSecretRef": {"namespace": "store", "name": "key"}},
+        }}),
+    );
     observe(&authorizer, "volumeattachments.storage.k8s.io", &json!({"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}));
     let n1 = |verb: &str, thing: &str| ask("system:node:n1", verb, thing);
     let yes = [
@@ -229,8 +248,14 @@ fn nodes_reach_what_their_pods_name() {
         (n1("list", "nodes"), "node 'n1' cannot read all nodes, only its own Node object"),
         (n1("list", "pods"), "can only list/watch pods with spec.nodeName field selector"),
         (n1("list", "pods").where_field("spec.nodeName=n2"), "can only list/watch pods with spec.nodeName field selector"),
-        (n1("get", "coordination.k8s.io:leases").within("kube-node-lease").named("n2"), "can only access node lease with the same name as the requesting node"),
-        (n1("get", "coordination.k8s.io:leases").within("d").named("n1"), "can only access leases in the \"kube-node-lease\" system namespace"),
+        (
+            n1("get", "coordination.k8s.io:leases").within("kube-node-lease").named("n2"),
+            "can only access node lease with the same name as the requesting node",
+        ),
+        (
+            n1("get", "coordination.k8s.io:leases").within("d").named("n1"),
+            "can only access leases in the \"kube-node-lease\" system namespace",
+        ),
         (n1("list", "apps:deployments"), ""),
     ];
     for (attributes, reason) in no {

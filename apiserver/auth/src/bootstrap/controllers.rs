@@ -6,6 +6,7 @@ use super::{Binding, EVENTS, Line, Object, Role, named, on};
 
 const PREFIX: &str = "system:controller:";
 
+#[rustfmt::skip]
 const CONTROLLERS: &[(&str, &[Line])] = &[
     ("attachdetach-controller", &[
         on("list watch", "core", "persistentvolumes persistentvolumeclaims"),
@@ -221,6 +222,7 @@ const CONTROLLERS: &[(&str, &[Line])] = &[
 ];
 
 /// Roles that live in a namespace; the account is always kube-system's.
+#[rustfmt::skip]
 const NAMESPACED: &[(&str, &str, &[Line])] = &[
     ("kube-system", "bootstrap-signer", &[on("get list watch", "core", "secrets")]),
     ("kube-system", "cloud-provider", &[on("create get list watch", "core", "configmaps")]),

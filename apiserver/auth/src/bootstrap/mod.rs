@@ -66,11 +66,7 @@ fn priority_classes() -> Vec<Object> {
         }),
     };
     vec![
-        class(
-            SYSTEM_NODE_CRITICAL,
-            2_000_001_000,
-            "Used for system critical pods that must not be moved from their current node.",
-        ),
+        class(SYSTEM_NODE_CRITICAL, 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
         class(
             SYSTEM_CLUSTER_CRITICAL,
             2_000_000_000,

@@ -5,6 +5,7 @@
 
 use super::{Binding, EVENTS, Line, Object, READ, READ_WRITE, Role, WRITE, bind, named, on, role, urls};
 
+#[rustfmt::skip]
 pub const NODE_RULES: &[Line] = &[
     on("create", "authentication.k8s.io", "tokenreviews"),
     on("create", "authorization.k8s.io", "localsubjectaccessreviews subjectaccessreviews"),
@@ -38,6 +39,7 @@ const fn part(name: &'static str, part_of: &'static str, rules: &'static [Line])
     Role { namespace: "", name, part_of, sum_of: "", rules }
 }
 
+#[rustfmt::skip]
 const CLUSTER_ROLES: &[Role<'static>] = &[
     role("cluster-admin", &[on("*", "*", "*"), urls("*", "*")]),
     role("system:discovery", &[urls("get", "/livez /readyz /healthz /version /version/ /openapi /openapi/* /api /api/* /apis /apis/*")]),
@@ -199,6 +201,7 @@ const CLUSTER_ROLES: &[Role<'static>] = &[
     role("coracle:journal-reader", &[urls("get", "/debug/journal")]),
 ];
 
+#[rustfmt::skip]
 const CLUSTER_BINDINGS: &[Binding<'static>] = &[
     bind("cluster-admin", "group:system:masters"),
     bind("system:monitoring", "group:system:monitoring"),
@@ -219,6 +222,7 @@ const CLUSTER_BINDINGS: &[Binding<'static>] = &[
     bind("coracle:journal-writer", "group:system:nodes user:system:kube-proxy"),
 ];
 
+#[rustfmt::skip]
 const ROLES: &[Role<'static>] = &[
     in_system("extension-apiserver-authentication-reader", &[named(
         READ, "core", "configmaps", "extension-apiserver-authentication",
@@ -233,6 +237,7 @@ const ROLES: &[Role<'static>] = &[
     ]),
 ];
 
+#[rustfmt::skip]
 const BINDINGS: &[Binding<'static>] = &[
     Binding {
         namespace: "kube-system",

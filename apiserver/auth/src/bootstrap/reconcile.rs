@@ -40,7 +40,8 @@ pub fn reconcile(wanted: &Value, stored: Option<&Value>) -> Option<Value> {
 }
 
 fn add_missing_rules(result: &mut Value, wanted: &Value) {
-    let rules = |object: &Value| -> Vec<Rule> { object.get("rules").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default() };
+    let rules =
+        |object: &Value| -> Vec<Rule> { object.get("rules").and_then(|r| serde_json::from_value(r.clone()).ok()).unwrap_or_default() };
     let missing = escalation::missing(&rules(result), &rules(wanted));
     if missing.is_empty() {
         return;

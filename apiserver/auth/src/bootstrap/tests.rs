@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 fn find(resource: &str, namespace: &str, name: &str) -> Value {
     let matches = |o: &Object| {
-        o.resource.to_string() == resource && text(&o.object, "/metadata/name") == name && text(&o.object, "/metadata/namespace") == namespace
+        o.resource.to_string() == resource
+            && text(&o.object, "/metadata/name") == name
+            && text(&o.object, "/metadata/namespace") == namespace
     };
     objects().into_iter().find(matches).unwrap_or_else(|| panic!("no {resource} {namespace}/{name}")).object
 }
@@ -19,7 +21,9 @@ fn find(resource: &str, namespace: &str, name: &str) -> Value {
 #[test]
 fn every_object_once_and_every_binding_has_its_role() {
     let all = objects();
-    let id = |o: &Object| (o.resource.to_string(), text(&o.object, "/metadata/namespace").to_owned(), text(&o.object, "/metadata/name").to_owned());
+    let id = |o: &Object| {
+        (o.resource.to_string(), text(&o.object, "/metadata/namespace").to_owned(), text(&o.object, "/metadata/name").to_owned())
+    };
     let ids: BTreeSet<_> = all.iter().map(id).collect();
     assert_eq!(ids.len(), all.len());
     for object in &all {
@@ -34,19 +38,25 @@ fn every_object_once_and_every_binding_has_its_role() {
 
 #[test]
 fn objects_look_as_upstream_writes_them() {
-    assert_eq!(find("clusterroles.rbac.authorization.k8s.io", "", "edit"), json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": {
-            "name": "edit", "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
-            "labels": {"kubernetes.io/bootstrapping": "rbac-defaults", "rbac.authorization.k8s.io/aggregate-to-admin": "true"},
-        },
-        "rules": null,
-        "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"rbac.authorization.k8s.io/aggregate-to-edit": "true"}}]},
-    }));
+    assert_eq!(
+        find("clusterroles.rbac.authorization.k8s.io", "", "edit"),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {
+                "name": "edit", "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
+                "labels": {"kubernetes.io/bootstrapping": "rbac-defaults", "rbac.authorization.k8s.io/aggregate-to-admin": "true"},
+            },
+            "rules": null,
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": {"rbac.authorization.k8s.io/aggregate-to-edit": "true"}}]},
+        })
+    );
     let binding = find("clusterrolebindings.rbac.authorization.k8s.io", "", "system:controller:deployment-controller");
     assert_eq!(binding["subjects"], json!([{"kind": "ServiceAccount", "namespace": "kube-system", "name": "deployment-controller"}]));
     let scheduler = find("clusterroles.rbac.authorization.k8s.io", "", "system:kube-scheduler");
-    assert_eq!(scheduler["rules"][0], json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]}));
+    assert_eq!(
+        scheduler["rules"][0],
+        json!({"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]})
+    );
     assert!(items(&find("clusterrolebindings.rbac.authorization.k8s.io", "", "system:node"), "/subjects").is_empty());
 }
 
@@ -88,8 +98,13 @@ fn the_control_plane_works_with_the_defaults() {
         let (resource, subresource) = thing.split_once('/').unwrap_or((thing, ""));
         let mut attributes = Attributes {
             user: Arc::new(User::new(user, groups.iter().copied())),
-            verb: verb.to_owned(), api_group: group.to_owned(), resource: resource.to_owned(), subresource: subresource.to_owned(),
-            namespace: "ns".to_owned(), resource_request: true, ..Attributes::default()
+            verb: verb.to_owned(),
+            api_group: group.to_owned(),
+            resource: resource.to_owned(),
+            subresource: subresource.to_owned(),
+            namespace: "ns".to_owned(),
+            resource_request: true,
+            ..Attributes::default()
         };
         if thing.starts_with('/') {
             attributes = Attributes { path: thing.to_owned(), resource_request: false, namespace: String::new(), ..attributes };

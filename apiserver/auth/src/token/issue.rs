@@ -57,11 +57,7 @@ impl Issuer {
             .core("serviceaccounts", namespace, name)
             .ok_or_else(|| Status::not_found(&GroupResource::new("", "serviceaccounts"), name))?;
         check_meta(&mut body, namespace, name)?;
-        let mut bindings = Bindings {
-            namespace: namespace.to_owned(),
-            serviceaccount: reference(&account),
-            ..Bindings::default()
-        };
+        let mut bindings = Bindings { namespace: namespace.to_owned(), serviceaccount: reference(&account), ..Bindings::default() };
         if let Some(bound) = &body.spec.bound_object_ref {
             bind(&mut bindings, bound, name, lookup)?;
         }
@@ -146,9 +142,7 @@ fn bind(bindings: &mut Bindings, bound: &BoundObjectReference, account: &str, lo
     let kind = bound.kind.as_deref().unwrap_or_default();
     let name = bound.name.as_deref().unwrap_or_default();
     let find = |resource: &str, namespace: &str| {
-        lookup
-            .core(resource, namespace, name)
-            .ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))
+        lookup.core(resource, namespace, name).ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))
     };
     let group = api::key::parse_api_version(api_version).0;
     let found = match (group, kind) {

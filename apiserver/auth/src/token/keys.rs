@@ -5,8 +5,8 @@
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    self, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA256,
-    RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey,
+    self, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256,
+    RsaKeyPair, UnparsedPublicKey,
 };
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -173,10 +173,9 @@ fn sections(pem: &[u8]) -> Result<Vec<(SectionKind, Vec<u8>)>, KeyError> {
 fn private_key(kind: SectionKind, der: &[u8]) -> Option<Pair> {
     let ecdsa = &ECDSA_P256_SHA256_FIXED_SIGNING;
     match kind {
-        SectionKind::PrivateKey => RsaKeyPair::from_pkcs8(der)
-            .map(Pair::Rsa)
-            .or_else(|_| EcdsaKeyPair::from_pkcs8(ecdsa, der).map(Pair::Ecdsa))
-            .ok(),
+        SectionKind::PrivateKey => {
+            RsaKeyPair::from_pkcs8(der).map(Pair::Rsa).or_else(|_| EcdsaKeyPair::from_pkcs8(ecdsa, der).map(Pair::Ecdsa)).ok()
+        }
         SectionKind::RsaPrivateKey => RsaKeyPair::from_der(der).map(Pair::Rsa).ok(),
         SectionKind::EcPrivateKey => EcdsaKeyPair::from_private_key_der(ecdsa, der).map(Pair::Ecdsa).ok(),
         _ => None,

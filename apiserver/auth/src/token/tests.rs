@@ -37,10 +37,13 @@ fn cluster() -> Cluster {
         .with("serviceaccounts", json!({"metadata": {"namespace": "ns", "name": "app", "uid": "u-sa"}}))
         .with("nodes", json!({"metadata": {"name": "n1", "uid": "u-node"}}))
         .with("secrets", json!({"metadata": {"namespace": "ns", "name": "s", "uid": "u-secret"}}))
-        .with("pods", json!({
-            "metadata": {"namespace": "ns", "name": "p", "uid": "u-pod"},
-            "spec": {"serviceAccountName": "app", "nodeName": "n1"},
-        }))
+        .with(
+            "pods",
+            json!({
+                "metadata": {"namespace": "ns", "name": "p", "uid": "u-pod"},
+                "spec": {"serviceAccountName": "app", "nodeName": "n1"},
+            }),
+        )
 }
 
 fn pair(pem: &str) -> (Issuer, Verifier) {
@@ -84,9 +87,7 @@ fn round_trip_with_both_algorithms() {
         let User { name, uid, groups, extra } = verified.user;
         assert_eq!((name.as_str(), uid.as_str()), ("system:serviceaccount:ns:app", "u-sa"));
         assert_eq!(groups, ["system:serviceaccounts", "system:serviceaccounts:ns"]);
-        for (key, value) in [
-            (extra::POD_NAME, "p"), (extra::POD_UID, "u-pod"), (extra::NODE_NAME, "n1"), (extra::NODE_UID, "u-node"),
-        ] {
+        for (key, value) in [(extra::POD_NAME, "p"), (extra::POD_UID, "u-pod"), (extra::NODE_NAME, "n1"), (extra::NODE_UID, "u-node")] {
             assert_eq!(extra[key], [value]);
         }
         assert!(extra[extra::CREDENTIAL_ID][0].starts_with("JTI="));
@@ -100,14 +101,17 @@ fn claims_are_upstreams() {
     let mut claims = claims_of(token_of(&body));
     assert!(claims["jti"].as_str().unwrap().len() == 36);
     claims.as_object_mut().unwrap().remove("jti");
-    assert_eq!(claims, json!({
-        "aud": ["vault"], "exp": NOW + 600, "iat": NOW, "nbf": NOW, "iss": URL, "sub": "system:serviceaccount:ns:app",
-        "kubernetes.io": {
-            "namespace": "ns",
-            "secret": {"name": "s", "uid": "u-secret"},
-            "serviceaccount": {"name": "app", "uid": "u-sa"},
-        },
-    }));
+    assert_eq!(
+        claims,
+        json!({
+            "aud": ["vault"], "exp": NOW + 600, "iat": NOW, "nbf": NOW, "iss": URL, "sub": "system:serviceaccount:ns:app",
+            "kubernetes.io": {
+                "namespace": "ns",
+                "secret": {"name": "s", "uid": "u-secret"},
+                "serviceaccount": {"name": "app", "uid": "u-sa"},
+            },
+        })
+    );
 }
 
 /// What `kube-api-access` volumes ask for lives a year and says when it should have been renewed.
@@ -134,13 +138,26 @@ fn only_pod_bound_tokens_of_the_known_length_are_extended() {
 #[test]
 fn refusals_to_issue() {
     let (issuer, _) = pair(&ec_pem());
-    let other = cluster().with("pods", json!({"metadata": {"namespace": "ns", "name": "q", "uid": "x"}, "spec": {"serviceAccountName": "b"}}));
+    let other =
+        cluster().with("pods", json!({"metadata": {"namespace": "ns", "name": "q", "uid": "x"}, "spec": {"serviceAccountName": "b"}}));
     let cases = [
-        (request(Some(599), &[], None), "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 599: may not specify a duration less than 10 minutes"),
-        (request(Some(1 << 33), &[], None), "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 8589934592: may not specify a duration larger than 2^32 seconds"),
+        (
+            request(Some(599), &[], None),
+            "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 599: may not specify a duration less than 10 minutes",
+        ),
+        (
+            request(Some(1 << 33), &[], None),
+            "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 8589934592: may not specify a duration larger than 2^32 seconds",
+        ),
         (request(None, &[], Some(("Pod", "none", ""))), "pods \"none\" not found"),
-        (request(None, &[], Some(("Pod", "q", ""))), "cannot bind token for serviceaccount \"app\" to pod running with different serviceaccount name."),
-        (request(None, &[], Some(("Pod", "p", "old"))), "Operation cannot be fulfilled on Pod \"p\": the UID in the bound object reference (old) does not match the UID in record. The object might have been deleted and then recreated"),
+        (
+            request(None, &[], Some(("Pod", "q", ""))),
+            "cannot bind token for serviceaccount \"app\" to pod running with different serviceaccount name.",
+        ),
+        (
+            request(None, &[], Some(("Pod", "p", "old"))),
+            "Operation cannot be fulfilled on Pod \"p\": the UID in the bound object reference (old) does not match the UID in record. The object might have been deleted and then recreated",
+        ),
         (request(None, &[], Some(("ConfigMap", "c", ""))), "cannot bind token to object of type /v1, Kind=ConfigMap"),
     ];
     for (body, message) in cases {
@@ -168,9 +185,12 @@ fn a_token_dies_with_what_it_is_bound_to() {
     assert!(matches!(verify(&plain, &without("serviceaccounts", "ns", "app"), at(0)), Err(TokenError::NoAccount { .. })));
     let reborn = cluster().with("pods", json!({"metadata": {"namespace": "ns", "name": "p", "uid": "new"}}));
     assert!(matches!(verify(&pod, &reborn, at(0)), Err(TokenError::Uid { kind: "Pod", .. })));
-    let dying = cluster().with("pods", json!({"metadata": {
-        "namespace": "ns", "name": "p", "uid": "u-pod", "deletionTimestamp": at(0).to_string(),
-    }}));
+    let dying = cluster().with(
+        "pods",
+        json!({"metadata": {
+            "namespace": "ns", "name": "p", "uid": "u-pod", "deletionTimestamp": at(0).to_string(),
+        }}),
+    );
     assert_eq!(verify(&pod, &dying, at(60)), Ok(()));
     assert_eq!(verify(&pod, &dying, at(61)), Err(TokenError::Invalidated));
 }
@@ -214,10 +234,13 @@ fn discovery_documents() {
     let keys: Vec<_> = [ec_pem(), rsa_pem()].iter().flat_map(|pem| VerifyingKey::all_from_pem(pem.as_bytes()).unwrap()).collect();
     let documents = Discovery::new(URL, "10.0.0.1:6443", &keys);
     let configuration: Value = serde_json::from_str(&documents.configuration).unwrap();
-    assert_eq!(configuration, json!({
-        "issuer": URL, "jwks_uri": "https://10.0.0.1:6443/openid/v1/jwks", "response_types_supported": ["id_token"],
-        "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256", "RS256"],
-    }));
+    assert_eq!(
+        configuration,
+        json!({
+            "issuer": URL, "jwks_uri": "https://10.0.0.1:6443/openid/v1/jwks", "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["ES256", "RS256"],
+        })
+    );
     let set: Value = serde_json::from_str(&documents.key_set).unwrap();
     assert_eq!(set["keys"][0]["crv"], "P-256");
     assert_eq!(URL_SAFE_NO_PAD.decode(set["keys"][0]["x"].as_str().unwrap()).unwrap().len(), 32);

@@ -15,9 +15,11 @@ struct Violation {
 
 type Check = fn(&Value) -> Option<Violation>;
 
+#[rustfmt::skip]
 const BASELINE: &[Check] =
     &[app_armor, capabilities_baseline, host_namespaces, host_path_volumes, host_ports, privileged, proc_mount, se_linux, seccomp_baseline, sysctls, windows_host_process];
 /// Of baseline's, those that restricted does not replace by a stricter one.
+#[rustfmt::skip]
 const RESTRICTED: &[Check] = &[
     app_armor, host_namespaces, host_ports, privileged, proc_mount, se_linux, sysctls, windows_host_process,
     allow_privilege_escalation, capabilities_restricted, restricted_volumes, run_as_non_root, run_as_user, seccomp_restricted,
@@ -64,7 +66,7 @@ fn named(kind: &str, names: &[&str]) -> String {
 }
 
 /// The names of containers that something is wrong with.
-fn bad<'a>(pod: &'a Value, wrong: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn bad(pod: &Value, wrong: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(pod).filter(|c| wrong(c)).map(|c| text(c, "/name")).collect()
 }
 
@@ -133,15 +135,29 @@ fn added<'a>(pod: &'a Value, allowed: &[&str]) -> (Vec<&'a str>, Vec<String>) {
 
 fn capabilities_baseline(pod: &Value) -> Option<Violation> {
     const DEFAULT: [&str; 13] = [
-        "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP", "SETGID",
-        "SETPCAP", "SETUID", "SYS_CHROOT",
+        "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "MKNOD",
+        "NET_BIND_SERVICE",
+        "SETFCAP",
+        "SETGID",
+        "SETPCAP",
+        "SETUID",
+        "SYS_CHROOT",
     ];
     let (names, extra) = added(pod, &DEFAULT);
     if names.is_empty() {
         return None;
     }
     let extra = quoted(extra.iter().map(String::as_str));
-    violation("non-default capabilities", format!("{} must not include {extra} in securityContext.capabilities.add", named("container", &names)))
+    violation(
+        "non-default capabilities",
+        format!("{} must not include {extra} in securityContext.capabilities.add", named("container", &names)),
+    )
 }
 
 fn host_namespaces(pod: &Value) -> Option<Violation> {
@@ -203,7 +219,8 @@ fn se_linux(pod: &Value) -> Option<Violation> {
     if !on_pod && names.is_empty() {
         return None;
     }
-    let options: Vec<&Value> = pod_context(pod, "seLinuxOptions").into_iter().chain(containers(pod).filter_map(|c| context(c, "seLinuxOptions"))).collect();
+    let options: Vec<&Value> =
+        pod_context(pod, "seLinuxOptions").into_iter().chain(containers(pod).filter_map(|c| context(c, "seLinuxOptions"))).collect();
     let mut parts = Vec::new();
     let types = distinct(options.iter().filter(|o| wrong_type(o)).map(|o| text(o, "/type").to_owned()).collect());
     if !types.is_empty() {
@@ -248,9 +265,16 @@ fn seccomp_baseline(pod: &Value) -> Option<Violation> {
 
 fn sysctls(pod: &Value) -> Option<Violation> {
     const SAFE: [&str; 10] = [
-        "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
-        "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time",
-        "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes",
+        "kernel.shm_rmid_forced",
+        "net.ipv4.ip_local_port_range",
+        "net.ipv4.tcp_syncookies",
+        "net.ipv4.ping_group_range",
+        "net.ipv4.ip_unprivileged_port_start",
+        "net.ipv4.ip_local_reserved_ports",
+        "net.ipv4.tcp_keepalive_time",
+        "net.ipv4.tcp_fin_timeout",
+        "net.ipv4.tcp_keepalive_intvl",
+        "net.ipv4.tcp_keepalive_probes",
     ];
     let names = items(pod, "/spec/securityContext/sysctls").iter().map(|s| text(s, "/name"));
     let unsafe_names: Vec<&str> = names.filter(|name| !SAFE.contains(name)).collect();
@@ -304,8 +328,7 @@ fn capabilities_restricted(pod: &Value) -> Option<Violation> {
 }
 
 fn restricted_volumes(pod: &Value) -> Option<Violation> {
-    const ALLOWED: [&str; 8] =
-        ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+    const ALLOWED: [&str; 8] = ["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
     let forbidden = |volume: &Value| -> Option<String> {
         let source = volume.as_object()?.iter().find(|(field, value)| *field != "name" && !value.is_null())?.0;
         (!ALLOWED.contains(&source.as_str())).then(|| source.clone())
