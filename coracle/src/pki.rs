@@ -93,9 +93,13 @@ pub fn files_of(role: Role, machine: &str) -> Vec<(String, String)> {
 
 /// Makes whatever is missing below `pki/`. What is there stays, so that a second `up` changes no identity.
 pub fn ensure(cluster: &Cluster) -> Result<()> {
-    let dir = cluster.pki_dir();
+    ensure_in(&cluster.pki_dir(), &table(cluster))
+}
+
+/// As [`ensure`], for any folder and rows.
+pub fn ensure_in(dir: &Path, rows: &[Row]) -> Result<()> {
     if !dir.join("ca.key").exists() {
-        make_authority(&dir)?;
+        make_authority(dir)?;
     }
     if !dir.join("sa.key").exists() {
         let key = KeyPair::generate()?;
@@ -104,9 +108,9 @@ pub fn ensure(cluster: &Cluster) -> Result<()> {
     }
     let authority_key = KeyPair::from_pem(&fs::read_to_string(dir.join("ca.key"))?)?;
     let authority = Issuer::from_ca_cert_pem(&fs::read_to_string(dir.join("ca.crt"))?, authority_key)?;
-    for row in table(cluster) {
+    for row in rows {
         if !dir.join(format!("{}.crt", row.file)).exists() {
-            issue(&dir, &row, &authority).with_context(|| format!("issue the certificate {}", row.file))?;
+            issue(dir, row, &authority).with_context(|| format!("issue the certificate {}", row.file))?;
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! A test never sleeps for time to pass: it waits for a condition ([`until`]) with a deadline.
 
+pub mod client;
 pub mod cluster;
 pub mod kubectl;
 pub mod runner;
@@ -39,4 +40,16 @@ pub fn ensure_contains(text: &str, parts: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A tar archive of these (path, mode, content).
+pub fn tar(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, mode, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(*mode);
+        archive.append_data(&mut header, path, *content).unwrap_or_else(|e| unreachable!("memory takes everything: {e}"));
+    }
+    archive.into_inner().unwrap_or_else(|e| unreachable!("memory takes everything: {e}"))
 }

@@ -1,0 +1,124 @@
+//! The spine, from apply to traffic, on a real cluster of one master and two workers with real kubectl.
+//!
+//! `cargo test --release -p tests -- WORD…` runs the stages whose names hold one of the words. `KEEP=1` leaves the cluster up.
+
+mod basics;
+mod configuration;
+mod control_plane;
+mod errors;
+mod healing;
+mod lifecycle;
+mod network;
+mod rollout;
+mod streams;
+mod verbs;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use tests::cluster::Cluster;
+use tests::kubectl::Kubectl;
+use tests::runner;
+
+pub const NAME: &str = "test-spine";
+
+/// What every stage gets.
+pub struct Spine {
+    pub cluster: Cluster,
+    /// What `up` printed.
+    pub printed: String,
+}
+
+impl Spine {
+    pub fn kubectl(&self, namespace: &str) -> Kubectl {
+        self.cluster.kubectl(namespace)
+    }
+
+    /// kubectl in a namespace of the stage's own.
+    pub fn own(&self, namespace: &str) -> Result<Kubectl> {
+        self.kubectl("default").in_new_namespace(namespace)
+    }
+}
+
+/// Time-outs of node failure, shortened; a node's lease is renewed every ten seconds.
+const FLAGS: [&str; 4] =
+    ["--flag", "kube-controller-manager=--node-monitor-grace-period=16s", "--flag", "kube-controller-manager=--node-monitor-period=1s"];
+
+fn main() -> ExitCode {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    // What an interrupted run left.
+    let leftover = Cluster { name: NAME.into() };
+    if let Err(e) = leftover.coracle(&["down"]) {
+        println!("clear up before: {e:#}");
+    }
+    let (passed, failed, skipped) = match Cluster::up(NAME, &FLAGS) {
+        Ok((cluster, printed)) => {
+            println!("{printed}");
+            all(Spine { cluster, printed }, &filters)
+        }
+        Err(e) => {
+            println!("test up ... FAILED\n    {e:#}");
+            (0, vec!["up"], 0)
+        }
+    };
+    if !failed.is_empty() {
+        println!("\nfailed: {}", failed.join(", "));
+    }
+    println!("\n{passed} passed, {} failed, {skipped} skipped", failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
+    let stages = tests::stages![
+        basics::nodes_are_ready,
+        basics::quick_start_answers,
+        basics::every_process_is_healthy,
+        basics::trace_shows_the_chain,
+        basics::up_again_changes_nothing,
+        verbs::apply_file_and_directory,
+        verbs::get_in_every_form,
+        verbs::create_family,
+        verbs::change_in_place,
+        verbs::patch_label_annotate_edit,
+        verbs::explain_and_discovery,
+        verbs::run_expose_wait_events,
+        verbs::delete_in_every_form,
+        verbs::cordon_taint_drain,
+        streams::logs,
+        streams::exec_attach_cp,
+        streams::port_forward,
+        lifecycle::killed_container_restarts,
+        lifecycle::init_containers_and_probes,
+        lifecycle::failed_pods_say_why,
+        lifecycle::unschedulable_says_why,
+        configuration::environment_and_volumes,
+        configuration::limits_become_control_groups,
+        configuration::service_account_token_works,
+        network::names_and_services,
+        network::loaded_image_runs,
+        errors::bad_input_is_refused_and_not_stored,
+        errors::permissions_are_asked,
+        rollout::history_and_undo,
+        rollout::no_request_is_lost,
+        healing::cut_off_worker_is_evicted_and_rejoins,
+        control_plane::each_process_killed_in_turn,
+        control_plane::killed_during_a_thousand_creates,
+    ];
+    let (passed, mut failed, skipped) = runner::run(&spine, &stages, filters);
+    if std::env::var_os("KEEP").is_some() {
+        return (passed, failed, skipped);
+    }
+    let end = runner::run(&spine, &tests::stages![down_leaves_nothing], &[]);
+    failed.extend(end.1);
+    (passed + end.0, failed, skipped)
+}
+
+fn down_leaves_nothing(spine: &Spine) -> Result<()> {
+    spine.cluster.coracle(&["down"])?;
+    let left = spine.cluster.remains()?;
+    if !left.is_empty() {
+        bail!("left behind:\n{}", left.join("\n"));
+    }
+    // Once more is fine.
+    spine.cluster.coracle(&["down"]).map(drop)
+}
