@@ -5,10 +5,12 @@
 pub mod strategic;
 
 use api::Status;
+use api::key::Gvk;
 use api::status::{Details, Reason};
 use serde_json::Value;
 
-use strategic::PatchError;
+use crate::types::{Kind, Type, lookup};
+use strategic::{FieldShape, PatchError, Shape};
 
 /// Operations that one JSON patch may have.
 const MAX_OPERATIONS: usize = 10_000;
@@ -31,6 +33,33 @@ pub fn merge(object: &mut Value, patch: &[u8]) -> Result<(), Status> {
     }
     json_patch::merge(object, &patch);
     Ok(())
+}
+
+/// Strategic merge patch, for built-in kinds. Errors: 400 for a malformed patch, 415 for a kind without a schema.
+pub fn strategic(gvk: &Gvk, original: &Value, patch: &Value) -> Result<Value, Status> {
+    let (Value::Object(original), Value::Object(changes)) = (original, patch) else {
+        return Err(Status::bad_request("error decoding patch: Invalid JSON document"));
+    };
+    let merged = strategic::merge_map(original.clone(), changes.clone(), lookup(gvk))?;
+    Ok(Value::Object(merged))
+}
+
+impl Shape for &'static Type {
+    fn field(self, name: &str) -> FieldShape<Self> {
+        let Some(field) = Type::field(self, name) else { return FieldShape::default() };
+        let element = match field.kind {
+            // The values of a map of structs are merged as the struct; of a map of scalars nothing more is known.
+            Kind::Map(_) => None,
+            kind => kind.innermost(),
+        };
+        let strategies = || field.patch_strategy.split(',');
+        FieldShape {
+            element,
+            merge_key: field.merge_key,
+            merge: strategies().any(|s| s == "merge"),
+            replace: strategies().any(|s| s == "replace"),
+        }
+    }
 }
 
 /// Upstream's `NewGenericServerResponse(422)`: says nothing of what went wrong.

@@ -340,7 +340,7 @@ mod tests {
             ("$patch: replace", json!({"m": {"a": 1}}), json!({"m": {"$patch": "replace", "b": 2}}), json!({"m": {"b": 2}})),
             ("$patch: delete", json!({"m": {"a": 1}}), json!({"m": {"$patch": "delete"}}), json!({"m": {}})),
             ("atomic list", json!({"args": [1, 2]}), json!({"args": [3]}), json!({"args": [3]})),
-            ("scalar list", json!({"finalizers": ["a", "b"]}), json!({"finalizers": ["c", "a"]}), json!({"finalizers": ["b", "c", "a"]})),
+            ("scalar list", json!({"finalizers": ["a", "b"]}), json!({"finalizers": ["c", "a"]}), json!({"finalizers": ["c", "a", "b"]})),
             (
                 "delete from scalar list",
                 json!({"finalizers": ["a", "b"]}),
