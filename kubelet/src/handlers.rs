@@ -1,0 +1,212 @@
+//! The actions of probes and lifecycle hooks: exec, HTTP, TCP, gRPC, sleep.
+//!
+//! Upstream: `pkg/probe/{exec,http,tcp,grpc}`, `pkg/kubelet/lifecycle/handlers.go`, v1.33.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Pod, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::net::TcpStream;
+
+use crate::cri::Cri;
+
+pub struct Target {
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub container_id: String,
+    /// Where HTTP, TCP and gRPC go if they name no host.
+    pub ip: String,
+}
+
+#[derive(Debug, PartialEq)]
+pub enum Verdict {
+    Success,
+    /// With what the event says.
+    Failure(String),
+}
+
+/// What of an answer's body stands in an event.
+const MAX_BODY: usize = 10 * 1024;
+
+pub async fn probe(cri: &Cri, target: &Target, probe: &Probe, timeout: Duration) -> Verdict {
+    let result = if let Some(exec) = &probe.exec {
+        return exec_probe(cri, target, exec, timeout).await;
+    } else if let Some(get) = &probe.http_get {
+        http(target, get, timeout, "kube-probe/1.33").await
+    } else if let Some(socket) = &probe.tcp_socket {
+        tcp(target, socket.host.as_deref(), &socket.port, timeout).await
+    } else if let Some(grpc) = &probe.grpc {
+        grpc_health(target, grpc, timeout).await
+    } else {
+        Err("missing probe handler".to_owned())
+    };
+    result.map_or_else(Verdict::Failure, |()| Verdict::Success)
+}
+
+async fn exec_probe(cri: &Cri, target: &Target, exec: &ExecAction, timeout: Duration) -> Verdict {
+    let command = exec.command.clone().unwrap_or_default();
+    match cri.exec_sync(&target.container_id, command.clone(), timeout).await {
+        Ok(answer) if answer.exit_code == 0 => Verdict::Success,
+        Ok(answer) => {
+            let mut output = answer.stdout;
+            output.extend(answer.stderr);
+            output.truncate(MAX_BODY);
+            Verdict::Failure(String::from_utf8_lossy(&output).into_owned())
+        }
+        Err(error) if error.code == tonic::Code::DeadlineExceeded => {
+            Verdict::Failure(format!("command timed out: {:?} timed out after {}s", command.join(" "), timeout.as_secs()))
+        }
+        Err(error) => Verdict::Failure(error.to_string()),
+    }
+}
+
+/// A port by number or by the name of one of the container's.
+fn port(target: &Target, port: &IntOrString) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => match name.parse() {
+            Ok(number) => number,
+            Err(_) => {
+                let mut ports = target.container.ports.iter().flatten();
+                let found = ports.find(|p| p.name.as_deref() == Some(name));
+                found.map(|p| p.container_port).ok_or_else(|| format!("couldn't find port: {name} in container"))?
+            }
+        },
+    };
+    u16::try_from(number).map_err(|_| format!("invalid port number: {number}"))
+}
+
+fn host_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+async fn connect(address: &str) -> Result<TcpStream, String> {
+    TcpStream::connect(address).await.map_err(|error| {
+        let text = match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+            std::io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+            _ => error.to_string(),
+        };
+        format!("dial tcp {address}: {text}")
+    })
+}
+
+async fn tcp(target: &Target, host: Option<&str>, at: &IntOrString, timeout: Duration) -> Result<(), String> {
+    let host = host.filter(|h| !h.is_empty()).unwrap_or(&target.ip);
+    let address = host_port(host, port(target, at)?);
+    match tokio::time::timeout(timeout, connect(&address)).await {
+        Ok(result) => result.map(drop),
+        Err(_) => Err(format!("dial tcp {address}: i/o timeout")),
+    }
+}
+
+async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &str) -> Result<(), String> {
+    let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.ip);
+    let address = host_port(host, port(target, &get.port)?);
+    let path = get.path.as_deref().unwrap_or("/");
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let tls = get.scheme.as_deref() == Some("HTTPS");
+    let url = format!("{}://{address}{path}", if tls { "https" } else { "http" });
+    let failed = |error: String| format!("Get {url:?}: {error}");
+    let asked = tokio::time::timeout(timeout, http_status(get, host, &address, &path, tls, agent)).await;
+    let late = || failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into());
+    let status = asked.map_err(|_| late())?.map_err(failed)?;
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+}
+
+async fn http_status(get: &HTTPGetAction, host: &str, address: &str, path: &str, tls: bool, agent: &str) -> Result<u16, String> {
+    let stream = connect(address).await?;
+    let mut request = http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
+    for header in get.http_headers.iter().flatten() {
+        if let Some(headers) = request.headers_mut() {
+            let name = http::HeaderName::try_from(&header.name).map_err(|e| e.to_string())?;
+            headers.insert(name, http::HeaderValue::try_from(&header.value).map_err(|e| e.to_string())?);
+        }
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
+    if tls {
+        let config = Arc::new(crate::tls::trusting_client());
+        let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
+        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())?;
+        send(TokioIo::new(stream), request).await
+    } else {
+        send(TokioIo::new(stream), request).await
+    }
+}
+
+async fn send<I>(io: I, request: http::Request<Empty<Bytes>>) -> Result<u16, String>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|e| e.to_string())?;
+    let driver = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
+    let status = response.status().as_u16();
+    // Read to the end, so that the server sees a client that listens.
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+    if let Err(error) = body {
+        tracing::trace!(%error, "a probe's body was cut");
+    }
+    driver.abort();
+    Ok(status)
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SERVING: i32 = 1;
+
+async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> Result<(), String> {
+    let address = host_port(&target.ip, u16::try_from(grpc.port).map_err(|e| e.to_string())?);
+    let check = async {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
+        let channel = endpoint.connect().await.map_err(|_| format!("timeout: failed to connect service {address:?} within {}s", timeout.as_secs()))?;
+        let mut client = tonic::client::Grpc::new(channel);
+        client.ready().await.map_err(|e| e.to_string())?;
+        let request = tonic::Request::new(HealthCheckRequest { service: grpc.service.clone().unwrap_or_default() });
+        let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let answer = client.unary(request, path, codec).await.map_err(|e| format!("error: health rpc probe failed: {}", e.message()))?;
+        match answer.into_inner().status {
+            SERVING => Ok(()),
+            _ => Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
+        }
+    };
+    tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs())))
+}
+
+/// Runs a lifecycle hook to its end.
+pub async fn hook(cri: &Cri, target: &Target, handler: &LifecycleHandler) -> Result<(), String> {
+    if let Some(exec) = &handler.exec {
+        let command = exec.command.clone().unwrap_or_default();
+        let answer = cri.exec_sync(&target.container_id, command, Duration::ZERO).await.map_err(|e| e.to_string())?;
+        return match answer.exit_code {
+            0 => Ok(()),
+            code => Err(format!("command exited with {code}: {}", String::from_utf8_lossy(&answer.stderr))),
+        };
+    }
+    if let Some(get) = &handler.http_get {
+        return http(target, get, Duration::from_secs(60), "kube-lifecycle/1.33").await;
+    }
+    if let Some(sleep) = &handler.sleep {
+        tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
+        return Ok(());
+    }
+    if let Some(socket) = &handler.tcp_socket {
+        return tcp(target, socket.host.as_deref(), &socket.port, Duration::from_secs(60)).await;
+    }
+    Err("invalid handler".into())
+}

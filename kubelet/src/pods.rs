@@ -1,0 +1,207 @@
+//! From the API's pods to workers, and from the runtime's news to the right worker.
+//!
+//! ```text
+//! pods of this node ──informer──▶ Pods ──Desired──▶ Worker ──▶ runtime
+//! containerd's task events ──▶ the worker whose container ended     (at once)
+//! relist every minute      ──▶ workers whose containers changed; orphans get a worker that ends them
+//! ```
+//! Upstream: `pkg/kubelet/{kubelet,kubelet_pods}.go`, `pkg/kubelet/pleg/generic.go`, v1.33.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_client::events::{TaskExit, TaskOom};
+use containerd_client::services::v1::SubscribeRequest;
+use containerd_client::services::v1::events_client::EventsClient;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use machinery::Change;
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::{Notify, watch};
+
+use crate::kubelet::Kubelet;
+use crate::pod::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
+use crate::worker::{Desired, Worker};
+
+/// The safety net's period where events come, and where they don't.
+const RELIST: Duration = Duration::from_secs(60);
+const RELIST_WITHOUT_EVENTS: Duration = Duration::from_secs(1);
+
+pub struct Pods {
+    kubelet: Arc<Kubelet>,
+    workers: Mutex<HashMap<String, watch::Sender<Desired>>>,
+    /// Word of whether the runtime's events are heard.
+    events: watch::Sender<bool>,
+}
+
+impl Pods {
+    pub fn new(kubelet: Arc<Kubelet>) -> Arc<Self> {
+        Arc::new(Pods { kubelet, workers: Mutex::default(), events: watch::Sender::new(false) })
+    }
+
+    /// Follows API and runtime until the kubelet stops.
+    pub async fn run(self: &Arc<Self>) {
+        let this = self.clone();
+        self.kubelet.pods.on_change(move |change| this.changed(change));
+        self.kubelet.pods.synced().await;
+        tokio::join!(self.follow_events(), self.relist_forever());
+    }
+
+    fn changed(self: &Arc<Self>, change: &Change<Pod>) {
+        let old = change.old.as_ref().map(|p| p.uid().to_owned());
+        let new = change.new.as_ref().map(|p| p.uid().to_owned());
+        if let Some(pod) = change.old.as_ref().filter(|_| old != new) {
+            self.set(Desired { pod: pod.clone(), gone: true });
+        }
+        if let Some(pod) = &change.new {
+            self.set(Desired { pod: pod.clone(), gone: false });
+        }
+    }
+
+    fn set(self: &Arc<Self>, desired: Desired) {
+        let uid = desired.pod.uid().to_owned();
+        let mut workers = self.workers.lock();
+        if let Some(sender) = workers.get(&uid) {
+            sender.send_replace(desired);
+            return;
+        }
+        let (sender, receiver) = watch::channel(desired);
+        workers.insert(uid.clone(), sender);
+        let wake = Arc::new(Notify::new());
+        self.kubelet.wakes.add(&uid, wake.clone());
+        let worker = Worker::new(self.kubelet.clone(), receiver, wake);
+        let this = self.clone();
+        tokio::spawn(async move {
+            worker.run().await;
+            this.workers.lock().remove(&uid);
+            this.kubelet.wakes.remove(&uid);
+        });
+    }
+
+    async fn follow_events(&self) {
+        loop {
+            if let Err(error) = self.events_once().await {
+                tracing::debug!(%error, "the runtime's events");
+            }
+            self.events.send_replace(false);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn events_once(&self) -> Result<(), tonic::Status> {
+        let mut client = EventsClient::new(self.kubelet.cri.channel());
+        let filters = ["/tasks/exit", "/tasks/oom"].map(|topic| format!("namespace==k8s.io,topic=={topic:?}"));
+        let mut stream = client.subscribe(SubscribeRequest { filters: filters.to_vec() }).await?.into_inner();
+        self.events.send_replace(true);
+        // What ended while nobody listened.
+        self.wake_all();
+        while let Some(envelope) = stream.message().await? {
+            let Some(event) = envelope.event else { continue };
+            let id = match envelope.topic.as_str() {
+                "/tasks/exit" => TaskExit::decode(&*event.value).ok().filter(|e| e.id == e.container_id).map(|e| e.container_id),
+                _ => TaskOom::decode(&*event.value).ok().map(|e| e.container_id),
+            };
+            let uid = id.and_then(|id| self.kubelet.owners.lock().get(&id).cloned());
+            if let Some(uid) = uid {
+                self.wake_soon(uid);
+            }
+        }
+        Ok(())
+    }
+
+    /// The CRI plugin hears of an exit by the same event and writes it down: wake now, and once more when it surely has.
+    fn wake_soon(&self, uid: String) {
+        let wakes = self.kubelet.wakes.clone();
+        tokio::spawn(async move {
+            for pause in [20, 200] {
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                wakes.wake(&uid);
+            }
+        });
+    }
+
+    fn wake_all(&self) {
+        for uid in self.workers.lock().keys() {
+            self.kubelet.wakes.wake(uid);
+        }
+    }
+
+    async fn relist_forever(self: &Arc<Self>) {
+        let mut events = self.events.subscribe();
+        let mut known = HashMap::new();
+        loop {
+            match self.relist(&known).await {
+                Ok(now) => known = now,
+                Err(error) => tracing::warn!(%error, "relist"),
+            }
+            let period = if *events.borrow_and_update() { RELIST } else { RELIST_WITHOUT_EVENTS };
+            tokio::select! {
+                () = tokio::time::sleep(period) => {}
+                _ = events.changed() => {}
+            }
+        }
+    }
+
+    /// Wakes the pods of which a sandbox or container is new, gone or changed; returns what is there now.
+    async fn relist(self: &Arc<Self>, before: &HashMap<String, i32>) -> Result<HashMap<String, i32>, crate::cri::Error> {
+        let (sandboxes, containers) = tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
+        let sandboxes = sandboxes.into_iter().map(|s| (s.id, s.state, s.labels));
+        let all: Vec<_> = sandboxes.chain(containers.into_iter().map(|c| (c.id, 10 + c.state, c.labels))).collect();
+        let now: HashMap<String, i32> = all.iter().map(|(id, state, _)| (id.clone(), *state)).collect();
+        let mut seen = HashSet::new();
+        for (id, state, labels) in &all {
+            let Some(uid) = labels.get(LABEL_POD_UID) else { continue };
+            self.kubelet.remember([id], uid);
+            if !self.workers.lock().contains_key(uid) {
+                self.end_orphan(uid, labels);
+            }
+            if before.get(id) != Some(state) && seen.insert(uid.clone()) {
+                self.kubelet.wakes.wake(uid);
+            }
+        }
+        let gone: Vec<&String> = before.keys().filter(|id| !now.contains_key(*id)).collect();
+        for id in gone {
+            let uid = self.kubelet.owners.lock().remove(id);
+            uid.iter().for_each(|uid| self.kubelet.wakes.wake(uid));
+        }
+        self.sweep(&seen).await;
+        Ok(now)
+    }
+
+    /// What runs here for a pod that the API does not know is ended like a pod that was deleted.
+    fn end_orphan(self: &Arc<Self>, uid: &str, labels: &HashMap<String, String>) {
+        let label = |name: &str| labels.get(name).cloned();
+        tracing::info!(uid, pod = ?label(LABEL_POD_NAME), "ending what is left of a pod that no longer exists");
+        let metadata = ObjectMeta {
+            name: label(LABEL_POD_NAME),
+            namespace: label(LABEL_POD_NAMESPACE),
+            uid: Some(uid.to_owned()),
+            ..ObjectMeta::default()
+        };
+        self.set(Desired { pod: Arc::new(Pod { metadata, ..Pod::default() }), gone: true });
+    }
+
+    /// Removes directories and cgroups that belong to no pod.
+    async fn sweep(&self, running: &HashSet<String>) {
+        let root = self.kubelet.config.root_dir.clone();
+        let cgroups = self.kubelet.cgroups.clone();
+        let alive: HashSet<String> = self.workers.lock().keys().cloned().chain(running.iter().cloned()).collect();
+        let swept = tokio::task::spawn_blocking(move || {
+            let directories = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+            let names = directories.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            for uid in names.filter(|uid| !alive.contains(uid)) {
+                if let Err(error) = crate::volumes::remove_pod_directory(&root, &uid) {
+                    tracing::warn!(uid, %error, "orphaned pod directory not removed");
+                }
+            }
+            for uid in cgroups.pods().difference(&alive) {
+                cgroups.remove_pod(uid);
+            }
+        });
+        if let Err(error) = swept.await {
+            tracing::warn!(%error, "sweep");
+        }
+    }
+}
