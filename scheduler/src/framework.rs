@@ -112,6 +112,8 @@ pub struct Nomination {
 pub struct BindContext {
     pub client: kube::Client,
     pub world: Arc<dyn World>,
+    /// Told of every change of a claim or volume.
+    pub storage_changed: Arc<tokio::sync::Notify>,
 }
 
 /// One scheduler plugin. Every method has a default, so a plugin states only what it does.

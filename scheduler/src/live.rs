@@ -18,7 +18,7 @@ use api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use api::k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use machinery::informer::{Change, Informer, Informers, Object};
 use machinery::{CancellationToken, events::Recorder};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::core::{Core, Decision};
@@ -123,9 +123,10 @@ pub async fn run(informers: &Informers, scheduler_name: &str, token: Cancellatio
     let live = Arc::new(Live::new(informers));
     live.synced().await;
     let (sender, receiver) = unbounded_channel();
-    subscribe(&live, &sender);
+    let storage_changed = Arc::new(Notify::new());
+    subscribe(&live, &sender, &storage_changed);
     let effects = Arc::new(Effects {
-        context: BindContext { client: informers.client().clone(), world: live.clone() },
+        context: BindContext { client: informers.client().clone(), world: live.clone(), storage_changed },
         recorder: Recorder::new(informers.client().clone(), scheduler_name, None),
     });
     let core = Core::new(scheduler_name, live.clone(), rand::random());
@@ -133,7 +134,9 @@ pub async fn run(informers: &Informers, scheduler_name: &str, token: Cancellatio
     driver.run(receiver, token).await;
 }
 
-fn subscribe(live: &Live, sender: &UnboundedSender<Message>) {
+fn subscribe(live: &Live, sender: &UnboundedSender<Message>, storage_changed: &Arc<Notify>) {
+    let changed = storage_changed.clone();
+    live.claims.on_change(move |_| changed.notify_waiters());
     // A send fails only when the driver is gone, and then nobody needs the message.
     let to = sender.clone();
     live.nodes.on_change(move |c| drop(to.send(Message::Node(c.old.clone(), c.new.clone()))));

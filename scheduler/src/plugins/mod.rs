@@ -10,17 +10,18 @@ mod binder;
 mod fit;
 mod gates;
 mod image_locality;
-// mod inter_pod_affinity;
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
 mod node_ports;
 mod node_unschedulable;
+mod preemption;
 mod taints;
-// mod topology_spread;
-// mod volume_binding;
-// mod volume_limits;
-// mod volume_restrictions;
-// mod volume_zone;
+mod topology_spread;
+mod volume_binding;
+mod volume_limits;
+mod volume_restrictions;
+mod volume_zone;
 
 pub use taints::untolerated;
 
@@ -34,6 +35,9 @@ const fn row(plugin: &'static dyn Plugin, weight: i64) -> Row {
     Row { plugin, weight }
 }
 
+/// The one plugin with a memory: volumes that are promised.
+static VOLUME_BINDING: volume_binding::VolumeBinding = volume_binding::VolumeBinding::new();
+
 pub static PLUGINS: &[Row] = &[
     row(&gates::SchedulingGates, 0),
     row(&node_unschedulable::NodeUnschedulable, 0),
@@ -42,12 +46,13 @@ pub static PLUGINS: &[Row] = &[
     row(&node_affinity::NodeAffinity, 2),
     row(&node_ports::NodePorts, 0),
     row(&fit::NodeResourcesFit, 1),
-    // row(&volume_restrictions::VolumeRestrictions, 0),
-    // row(&volume_limits::NodeVolumeLimits, 0),
-    // row(&volume_binding::VolumeBinding, 0),
-    // row(&volume_zone::VolumeZone, 0),
-    // row(&topology_spread::PodTopologySpread, 2),
-    // row(&inter_pod_affinity::InterPodAffinity, 2),
+    row(&volume_restrictions::VolumeRestrictions, 0),
+    row(&volume_limits::NodeVolumeLimits, 0),
+    row(&VOLUME_BINDING, 0),
+    row(&volume_zone::VolumeZone, 0),
+    row(&topology_spread::PodTopologySpread, 2),
+    row(&inter_pod_affinity::InterPodAffinity, 2),
+    row(&preemption::DefaultPreemption, 0),
     row(&balanced::NodeResourcesBalancedAllocation, 1),
     row(&image_locality::ImageLocality, 1),
     row(&binder::DefaultBinder, 0),
