@@ -12,6 +12,9 @@ pub struct Config {
     #[command(flatten)]
     pub common: CommonArgs,
 
+    /// Port of health and metrics, over HTTPS
+    #[arg(long, default_value_t = 10257)]
+    pub secure_port: u16,
     /// Addresses for pods; each node gets a part of it
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub cluster_cidr: Vec<IpNet>,

@@ -21,30 +21,21 @@ use tokio::task::JoinSet;
 use config::Config;
 use context::Context;
 
-/// Upstream's port.
-const PORT: u16 = 10257;
-
 /// Serves health and metrics, waits for leadership, and runs all chosen controllers until `token` is cancelled
 /// or leadership is lost (then with an error: a fresh process must start from fresh caches).
 pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()> {
     let client = shell::client(config.common.kubeconfig.as_deref(), "kube-controller-manager").await?;
     let metrics = Arc::new(Registry::default());
-    let health =
-        shell::serve_health(&config.common, PORT, client.clone(), shell::Health::default(), metrics, token.clone());
-    let lead = async {
-        let leading = match config.leader_elect {
-            true => election::acquire(client.clone(), "kube-controller-manager", &token).await,
-            false => Some(token.child_token()),
-        };
-        let Some(leading) = leading else { return Ok(()) };
-        run_controllers(config.clone(), client.clone(), leading.clone()).await?;
-        anyhow::ensure!(token.is_cancelled(), "leadership lost");
-        Ok(())
+    let health = shell::Health::default();
+    shell::serve_health(&config.common, config.secure_port, client.clone(), health, metrics, token.clone()).await?;
+    let leading = match config.leader_elect {
+        true => election::acquire(client.clone(), "kube-controller-manager", &token).await,
+        false => Some(token.child_token()),
     };
-    tokio::select! {
-        result = health => result,
-        result = lead => result,
-    }
+    let Some(leading) = leading else { return Ok(()) };
+    run_controllers(config, client, leading).await?;
+    anyhow::ensure!(token.is_cancelled(), "leadership lost");
+    Ok(())
 }
 
 async fn run_controllers(config: Config, client: kube::Client, token: CancellationToken) -> anyhow::Result<()> {

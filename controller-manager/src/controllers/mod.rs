@@ -2,10 +2,12 @@
 
 pub mod clusterrole_aggregation;
 pub mod csr;
+pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage_collector;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -42,10 +44,12 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("certificatesigningrequest-cleaner-controller", csr::cleaner),
     row!("certificatesigningrequest-signing-controller", csr::signing),
     row!("clusterrole-aggregation-controller", clusterrole_aggregation),
+    row!("daemonset-controller", daemonset),
     row!("deployment-controller", deployment),
     row!("endpoints-controller", endpoints),
     row!("endpointslice-controller", endpointslice),
     row!("garbage-collector-controller", garbage_collector),
+    row!("job-controller", job),
     row!("namespace-controller", namespace),
     row!("node-ipam-controller", node_ipam),
     row!("node-lifecycle-controller", node_lifecycle),

@@ -12,6 +12,7 @@ pub mod percent;
 pub mod pods;
 pub mod pod_control;
 pub mod replicas;
+pub mod revisions;
 pub mod taints;
 pub mod watch;
 pub mod write;

@@ -76,6 +76,25 @@ impl PodControl {
         self.recorder.normal(&meta::reference(owner), reason, message);
     }
 
+    /// Creates under expectations, slowly at first: what fails or is not tried is taken off the books at once.
+    /// A namespace that is going away is no failure.
+    pub async fn create_all<O: Object>(&self, owner: &O, books: &Expectations, pods: Vec<Pod>) -> kube::Result<()> {
+        let key = &meta::key(owner);
+        let (skipped, error) = slow_start(pods, |pod| async move {
+            let result = self.create(owner, &pod).await;
+            if result.is_err() {
+                books.created(key);
+            }
+            match result {
+                Err(error) if write::is_namespace_terminating(&error) => Ok(()),
+                result => result.map(drop),
+            }
+        })
+        .await;
+        books.give_up_creations(key, skipped);
+        error.map_or(Ok(()), Err)
+    }
+
     /// Deletes under expectations: what fails is taken off the books at once.
     pub async fn delete_all<O: Object>(&self, owner: &O, books: &Expectations, pods: &[Arc<Pod>]) -> kube::Result<()> {
         let key = meta::key(owner);
@@ -92,7 +111,7 @@ impl PodControl {
 
 /// Runs `work` for each item in batches of 1, 2, 4, …: when all would fail alike (a quota), only the first batch
 /// does. Gives how many were not even tried, and the first error.
-pub async fn slow_start<T, F, R>(items: Vec<T>, work: impl Fn(T) -> F) -> (usize, Option<kube::Error>)
+async fn slow_start<T, F, R>(items: Vec<T>, work: impl Fn(T) -> F) -> (usize, Option<kube::Error>)
 where
     F: Future<Output = kube::Result<R>>,
 {

@@ -17,7 +17,7 @@ use machinery::{Informer, Next, WorkQueue};
 use super::conditions::{self, Condition};
 use super::expectations::Expectations;
 use super::meta::{self, Labels};
-use super::pod_control::{PodControl, from_template, slow_start, watch_pods};
+use super::pod_control::{PodControl, from_template, watch_pods};
 use super::write::{self, Object};
 use super::{claim, pods, watch};
 use crate::context::Context;
@@ -125,29 +125,16 @@ impl<O: Replicated> Replicas<O> {
         let key = meta::key(owner);
         match plan(owner.desired(), active, &self.related(owner), now) {
             Plan::Nothing => Ok(()),
-            Plan::Create(count) => self.create(owner, &key, count).await,
+            Plan::Create(count) => {
+                self.books.expect(&key, count, []);
+                let pod = from_template(owner, &owner.template());
+                self.control.create_all(owner, &self.books, vec![pod; count]).await
+            }
             Plan::Delete(victims) => {
                 self.books.expect(&key, 0, victims.iter().map(|pod| meta::uid(&**pod).to_owned()));
                 self.control.delete_all(owner, &self.books, &victims).await
             }
         }
-    }
-
-    async fn create(&self, owner: &O, key: &Key, count: usize) -> kube::Result<()> {
-        let pod = from_template(owner, &owner.template());
-        self.books.expect(key, count, []);
-        let (skipped, error) = slow_start(vec![(); count], |()| async {
-            match self.control.create(owner, &pod).await {
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    self.books.created(key);
-                    if write::is_namespace_terminating(&error) { Ok(()) } else { Err(error) }
-                }
-            }
-        })
-        .await;
-        self.books.give_up_creations(key, skipped);
-        error.map_or(Ok(()), Err)
     }
 
     /// The pods of all owners that have the same controller: during a rollout the old and new ReplicaSets share nodes.
