@@ -33,10 +33,6 @@ impl Cgroups {
         Cgroups { root: Path::new("/").join(root.trim_start_matches('/')), v2: Path::new(MOUNT).join("cgroup.controllers").exists() }
     }
 
-    pub fn is_v2(&self) -> bool {
-        self.v2
-    }
-
     fn class(&self, qos: Qos) -> PathBuf {
         let kubepods = self.root.join("kubepods");
         match qos {
@@ -156,21 +152,16 @@ impl Cgroups {
         } else {
             (number(read("memory", "memory.usage_in_bytes")), field(&stat, "total_inactive_file"), number(read("cpuacct", "cpuacct.usage")))
         };
-        Usage { memory, working_set: memory.saturating_sub(inactive), cpu_nanos: cpu }
+        Usage { working_set: memory.saturating_sub(inactive), cpu_nanos: cpu }
     }
 
     pub fn root(&self) -> &Path {
         &self.root
     }
-
-    pub fn kubepods(&self) -> PathBuf {
-        self.class(Qos::Guaranteed)
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    pub memory: u64,
     pub working_set: u64,
     pub cpu_nanos: u64,
 }

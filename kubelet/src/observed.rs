@@ -77,10 +77,6 @@ impl Observed {
     pub fn running(&self) -> impl Iterator<Item = &Arc<Instance>> {
         self.containers.iter().filter(|c| c.state == State::Running || c.state == State::Unknown)
     }
-
-    pub fn anything_alive(&self) -> bool {
-        self.running().next().is_some() || self.sandboxes.iter().any(|s| s.ready)
-    }
 }
 
 /// Remembers exited instances, whose status never changes again, so that a crash-looping pod costs one status call.

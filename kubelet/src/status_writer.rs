@@ -99,7 +99,7 @@ async fn write_all(client: Client, mut wanted: watch::Receiver<Option<Wanted>>, 
                     continue;
                 }
                 Err(error) => {
-                    tracing::warn!(pod = %next.pod.key(), %error, "status not written; retrying");
+                    tracing::warn!(pod = %next.pod.key(), error = short(&error), "status not written; retrying");
                     tokio::time::sleep(delay).await;
                     delay = (delay * 2).min(Duration::from_secs(10));
                     continue;
@@ -109,6 +109,14 @@ async fn write_all(client: Client, mut wanted: watch::Receiver<Option<Wanted>>, 
         if wanted.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// The API server's words, without the whole answer around them.
+fn short(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
     }
 }
 
@@ -145,13 +153,10 @@ fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         if old.get(key) == Some(value) {
             continue;
         }
-        // These lists merge by key: say that ours is the whole.
-        let replace = matches!(key.as_str(), "podIPs" | "hostIPs");
-        let value = match value {
-            Value::Array(items) if replace => Value::Array(items.iter().cloned().chain([json!({"$patch": "replace"})]).collect()),
-            value => value.clone(),
-        };
-        patch.insert(key.clone(), value);
+        patch.insert(key.clone(), match key.as_str() {
+            "podIPs" | "hostIPs" => addresses(old.get(key), value),
+            _ => value.clone(),
+        });
     }
     for key in ["reason", "message", "podIP", "podIPs", "initContainerStatuses"] {
         if old.contains_key(key) && !new.contains_key(key) {
@@ -159,6 +164,15 @@ fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
     }
     (!patch.is_empty()).then_some(Value::Object(patch))
+}
+
+/// These lists merge by address, so what is no longer in them must be named.
+fn addresses(old: Option<&Value>, new: &Value) -> Value {
+    let items = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let new = items(Some(new));
+    let gone = items(old).into_iter().filter(|item| !new.contains(item));
+    let gone: Vec<Value> = gone.filter_map(|item| Some(json!({"$patch": "delete", "ip": item.get("ip")?}))).collect();
+    new.into_iter().chain(gone).collect()
 }
 
 fn changed_conditions(old: Option<Value>, new: Option<Value>) -> Option<Value> {
@@ -202,7 +216,7 @@ mod tests {
         assert_eq!(patch(&old, &old), None);
         assert_eq!(
             patch(&old, &new).unwrap(),
-            json!({"phase": "Running", "reason": null, "podIPs": [{"ip": "1.1.1.2"}, {"$patch": "replace"}],
+            json!({"phase": "Running", "reason": null, "podIPs": [{"ip": "1.1.1.2"}, {"$patch": "delete", "ip": "1.1.1.1"}],
                 "conditions": [{"type": "Ready", "status": "True", "reason": null}]})
         );
     }
