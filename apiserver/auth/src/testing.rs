@@ -6,6 +6,7 @@ use std::sync::Arc;
 use api::{GroupResource, Key};
 use serde_json::Value;
 
+use crate::authz::Authorizer;
 use crate::lookup::{Lookup, text};
 
 #[derive(Default)]
@@ -27,6 +28,15 @@ impl Cluster {
     pub fn remove(&mut self, resource: &str, namespace: &str, name: &str) {
         let Ok(resource) = resource.parse();
         self.0.remove(&(resource, Key::new(namespace, name)));
+    }
+}
+
+impl Cluster {
+    /// An authorizer that has seen everything in it.
+    pub fn authorizer(&self) -> Authorizer {
+        let authorizer = Authorizer::new();
+        self.0.iter().for_each(|((resource, key), object)| authorizer.observe(resource, key, Some(object)));
+        authorizer
     }
 }
 

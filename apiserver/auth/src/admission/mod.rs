@@ -9,7 +9,6 @@
 //! Upstream: `apiserver/pkg/admission`, `pkg/kubeapiserver/options/plugins.go` (order and defaults, v1.33).
 
 mod certificates;
-mod escalation;
 #[cfg(test)]
 mod identity_tests;
 mod ingress;
@@ -102,7 +101,7 @@ impl Request<'_> {
             resource_request: true,
             ..Attributes::default()
         };
-        self.authorizer.authorize(&attributes, self.lookup).is_allowed()
+        self.authorizer.authorize(&attributes).is_allowed()
     }
 }
 
@@ -174,7 +173,6 @@ pub const CHAIN: &[&dyn Plugin] = &[
     &certificates::CertificateSigning,
     &certificates::CertificateSubjectRestriction,
     &ingress::DefaultIngressClass,
-    &escalation::RbacEscalation,
     &quota::ResourceQuota,
 ];
 

@@ -5,7 +5,6 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::authz::Authorizer;
 use crate::lookup::{items, text};
 use crate::testing::Cluster;
 use crate::user::User;
@@ -65,7 +64,7 @@ impl Write {
     }
 
     fn with<T>(&self, cluster: &Cluster, run: impl FnOnce(&Request<'_>) -> T) -> T {
-        let (authorizer, kind) = (Authorizer::new(), GroupKind::default());
+        let (authorizer, kind) = (cluster.authorizer(), GroupKind::default());
         run(&Request {
             user: &self.user,
             operation: self.operation,
@@ -433,7 +432,6 @@ fn default_ingress_class() {
     assert!(write("ingresses.networking.k8s.io").mutated(&ingress::DefaultIngressClass, &two, json!({})).is_err());
 }
 
-/// `RbacEscalation` is ours: upstream checks in the storage of roles.
 #[test]
 fn plugins_stand_in_upstreams_order() {
     let names: Vec<&str> = CHAIN.iter().map(|plugin| plugin.name()).collect();
@@ -456,7 +454,6 @@ fn plugins_stand_in_upstreams_order() {
             "CertificateSigning",
             "CertificateSubjectRestriction",
             "DefaultIngressClass",
-            "RbacEscalation",
             "ResourceQuota",
         ]
     );

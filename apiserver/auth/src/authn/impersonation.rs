@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use api::Status;
 
-use crate::Lookup;
 use crate::authz::{Attributes, Authorizer, Decision, forbidden};
 use crate::user::{
     ALL_AUTHENTICATED, ALL_SERVICE_ACCOUNTS, ALL_UNAUTHENTICATED, ANONYMOUS, SERVICE_ACCOUNTS_GROUP_PREFIX, User,
@@ -72,8 +71,8 @@ fn unescape(key: &str) -> String {
 }
 
 /// The user to act as, after every part of it was authorized with the verb `impersonate`; 403 otherwise.
-pub fn impersonate(requester: &Arc<User>, asked: &Impersonation, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<User, Status> {
-    let check = |attributes: Attributes| match authorizer.authorize(&attributes, lookup) {
+pub fn impersonate(requester: &Arc<User>, asked: &Impersonation, authorizer: &Authorizer) -> Result<User, Status> {
+    let check = |attributes: Attributes| match authorizer.authorize(&attributes) {
         Decision::Allow(_) => Ok(()),
         decision => Err(forbidden(&attributes, decision.reason())),
     };

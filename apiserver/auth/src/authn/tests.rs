@@ -6,7 +6,6 @@ use rustls_pki_types::CertificateDer;
 use serde_json::json;
 
 use super::*;
-use crate::authz::Authorizer;
 use crate::testing::Cluster;
 
 fn certificate(name: &str, organizations: &[&str]) -> CertificateDer<'static> {
@@ -87,10 +86,10 @@ fn impersonators() -> Cluster {
 
 #[test]
 fn impersonation_needs_leave_for_every_part() {
-    let (cluster, authorizer) = (impersonators(), Authorizer::new());
+    let authorizer = impersonators().authorizer();
     let try_as = |headers: &[(&str, &str)]| {
         let asked = Impersonation::from_headers(headers.iter().copied()).unwrap().unwrap();
-        impersonate(&Arc::new(User::new("ops", ["system:authenticated"])), &asked, &authorizer, &cluster)
+        impersonate(&Arc::new(User::new("ops", ["system:authenticated"])), &asked, &authorizer)
             .map(|user| (user.name, user.groups))
             .map_err(|status| status.message)
     };

@@ -13,9 +13,8 @@ use serde_json::Value;
 
 use super::Authorizer;
 use super::attributes::Attributes;
-use super::rbac::{RBAC_GROUP, referenced_rules, resource};
+use super::rbac::{RBAC_GROUP, resource};
 use super::rules::{Rule, nullable};
-use crate::Lookup;
 use crate::lookup::{items, text};
 use crate::user::{PRIVILEGED_GROUP, User};
 
@@ -30,13 +29,13 @@ pub struct Write<'a> {
 }
 
 /// 403 when the write would give away more than the writer has. Other resources pass.
-pub fn check(write: &Write<'_>, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<(), Status> {
+pub fn check(write: &Write<'_>, authorizer: &Authorizer) -> Result<(), Status> {
     if write.user.in_group(PRIVILEGED_GROUP) || write.old.is_some_and(|old| only_bookkeeping(write.new, old)) {
         return Ok(());
     }
     match write.resource {
-        "roles" | "clusterroles" => check_role(write, authorizer, lookup),
-        "rolebindings" | "clusterrolebindings" => check_binding(write, authorizer, lookup),
+        "roles" | "clusterroles" => check_role(write, authorizer),
+        "rolebindings" | "clusterrolebindings" => check_binding(write, authorizer),
         _ => Ok(()),
     }
 }
@@ -55,19 +54,19 @@ fn only_bookkeeping(new: &Value, old: &Value) -> bool {
     strip(new) == strip(old)
 }
 
-fn check_role(write: &Write<'_>, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<(), Status> {
+fn check_role(write: &Write<'_>, authorizer: &Authorizer) -> Result<(), Status> {
     #[derive(Deserialize)]
     struct Rules {
         #[serde(default, deserialize_with = "nullable")]
         rules: Vec<Rule>,
     }
-    if may(write, "escalate", write.resource, text(write.new, "/metadata/name"), authorizer, lookup) {
+    if may(write, "escalate", write.resource, text(write.new, "/metadata/name"), authorizer) {
         return Ok(());
     }
     let Rules { rules } = Rules::deserialize(write.new).map_err(|e| Status::bad_request(e.to_string()))?;
-    confirm(write, &rules, authorizer, lookup)?;
+    confirm(write, &rules, authorizer)?;
     if has_aggregation(write.new) || write.old.is_some_and(has_aggregation) {
-        check_aggregation(write, authorizer, lookup)?;
+        check_aggregation(write, authorizer)?;
     }
     Ok(())
 }
@@ -77,13 +76,13 @@ fn has_aggregation(role: &Value) -> bool {
 }
 
 /// An aggregation rule can collect anything and undo any tightening, so it takes everything.
-fn check_aggregation(write: &Write<'_>, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<(), Status> {
+fn check_aggregation(write: &Write<'_>, authorizer: &Authorizer) -> Result<(), Status> {
     let star = || vec!["*".to_owned()];
     let everything = [
         Rule { api_groups: star(), resources: star(), verbs: star(), ..Rule::default() },
         Rule { non_resource_urls: star(), verbs: star(), ..Rule::default() },
     ];
-    let (held, _) = authorizer.rbac().rules(write.user, write.namespace, lookup);
+    let (held, _) = authorizer.rbac().rules(write.user, write.namespace);
     if missing(&held, &everything).is_empty() {
         return Ok(());
     }
@@ -91,21 +90,21 @@ fn check_aggregation(write: &Write<'_>, authorizer: &Authorizer, lookup: &dyn Lo
     Err(Status::forbidden(&resource(write.resource), text(write.new, "/metadata/name"), why))
 }
 
-fn check_binding(write: &Write<'_>, authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<(), Status> {
+fn check_binding(write: &Write<'_>, authorizer: &Authorizer) -> Result<(), Status> {
     let role = RoleRef {
         api_group: text(write.new, "/roleRef/apiGroup").to_owned(),
         kind: text(write.new, "/roleRef/kind").to_owned(),
         name: text(write.new, "/roleRef/name").to_owned(),
     };
     let plural = if role.kind == "Role" { "roles" } else { "clusterroles" };
-    if may(write, "bind", plural, &role.name, authorizer, lookup) {
+    if may(write, "bind", plural, &role.name, authorizer) {
         return Ok(());
     }
-    let rules = referenced_rules(&role, write.namespace, lookup).map_err(|_| Status::not_found(&resource(plural), &role.name))?;
-    confirm(write, &rules, authorizer, lookup)
+    let rules = authorizer.rbac().referenced(&role, write.namespace).map_err(|_| Status::not_found(&resource(plural), &role.name))?;
+    confirm(write, &rules, authorizer)
 }
 
-fn may(write: &Write<'_>, verb: &str, plural: &str, name: &str, authorizer: &Authorizer, lookup: &dyn Lookup) -> bool {
+fn may(write: &Write<'_>, verb: &str, plural: &str, name: &str, authorizer: &Authorizer) -> bool {
     let attributes = Attributes {
         user: write.user.clone(),
         verb: verb.to_owned(),
@@ -117,11 +116,11 @@ fn may(write: &Write<'_>, verb: &str, plural: &str, name: &str, authorizer: &Aut
         resource_request: true,
         ..Attributes::default()
     };
-    authorizer.authorize(&attributes, lookup).is_allowed()
+    authorizer.authorize(&attributes).is_allowed()
 }
 
-fn confirm(write: &Write<'_>, wanted: &[Rule], authorizer: &Authorizer, lookup: &dyn Lookup) -> Result<(), Status> {
-    let (held, errors) = authorizer.rbac().rules(write.user, write.namespace, lookup);
+fn confirm(write: &Write<'_>, wanted: &[Rule], authorizer: &Authorizer) -> Result<(), Status> {
+    let (held, errors) = authorizer.rbac().rules(write.user, write.namespace);
     let missing = missing(&held, wanted);
     if missing.is_empty() {
         return Ok(());

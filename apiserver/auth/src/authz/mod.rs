@@ -1,8 +1,7 @@
 //! May they: the Node authorizer, then RBAC; the first to allow decides, and nobody allowing is a no.
 //!
-//! Both work on compiled views of the cluster and are told of every committed change
-//! ([`Authorizer::observe`]): RBAC's is rebuilt on the next question after an RBAC object changed, the node
-//! graph is updated in place.
+//! Both work on views of their own, fed with every committed change ([`Authorizer::observe`]): the node graph is
+//! updated in place, RBAC's rules are compiled again on the next question.
 //!
 //! Upstream: `apiserver/pkg/authorization/union`, `plugin/pkg/auth/authorizer/{node,rbac}` (v1.33).
 
@@ -25,7 +24,6 @@ pub(crate) use rbac::aggregate;
 pub use rbac::{RBAC_GROUP, Rbac};
 pub use rules::{Rule, RulesReview};
 
-use crate::Lookup;
 use crate::user::{PRIVILEGED_GROUP, User};
 
 #[derive(Default)]
@@ -39,15 +37,15 @@ impl Authorizer {
         Authorizer::default()
     }
 
-    pub fn authorize(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Decision {
+    pub fn authorize(&self, attributes: &Attributes) -> Decision {
         if attributes.user.in_group(PRIVILEGED_GROUP) {
             return Decision::Allow(String::new());
         }
-        let node = node::authorize(attributes, &self.graph, lookup);
+        let node = node::authorize(attributes, &self.graph);
         if !matches!(node, Decision::NoOpinion(_)) {
             return node;
         }
-        let rbac = self.rbac.authorize(attributes, lookup);
+        let rbac = self.rbac.authorize(attributes);
         if !matches!(rbac, Decision::NoOpinion(_)) {
             return rbac;
         }
@@ -56,31 +54,26 @@ impl Authorizer {
     }
 
     /// `Ok` or the 403 a client sees.
-    pub fn check(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Result<(), api::Status> {
-        match self.authorize(attributes, lookup) {
+    pub fn check(&self, attributes: &Attributes) -> Result<(), api::Status> {
+        match self.authorize(attributes) {
             Decision::Allow(_) => Ok(()),
             refused => Err(forbidden(attributes, refused.reason())),
         }
     }
 
-    /// Every committed change, in revision order, and at start every stored object (`old` = `None`).
+    /// Every committed change in revision order, before readers of the API can see it, and at start every stored object.
     /// Cheap for resources this crate does not follow.
     pub fn observe(&self, resource: &GroupResource, key: &Key, new: Option<&Value>) {
         if resource.group == RBAC_GROUP {
-            self.rbac.invalidate();
+            self.rbac.observe(&resource.resource, key, new);
         } else if graph::follows(resource) {
             self.graph.write().observe(resource, key, new);
         }
     }
 
-    /// Forgets the compiled RBAC rules; the next question compiles them again.
-    pub fn invalidate(&self) {
-        self.rbac.invalidate();
-    }
-
     /// For SelfSubjectRulesReview. Node permissions are not enumerable, as upstream.
-    pub fn rules_for(&self, user: &User, namespace: &str, lookup: &dyn Lookup) -> RulesReview {
-        self.rbac.rules_for(user, namespace, lookup)
+    pub fn rules_for(&self, user: &User, namespace: &str) -> RulesReview {
+        self.rbac.rules_for(user, namespace)
     }
 
     pub fn rbac(&self) -> &Rbac {

@@ -12,12 +12,11 @@ use parking_lot::RwLock;
 use super::attributes::{Attributes, Decision};
 use super::graph::{Graph, Kind};
 use super::rules::Rule;
-use crate::Lookup;
 use crate::bootstrap;
 
 static NODE_RULES: LazyLock<Vec<Rule>> = LazyLock::new(bootstrap::node_rules);
 
-pub fn authorize(attributes: &Attributes, graph: &RwLock<Graph>, _lookup: &dyn Lookup) -> Decision {
+pub fn authorize(attributes: &Attributes, graph: &RwLock<Graph>) -> Decision {
     let Some(node) = attributes.user.node_name() else { return no("") };
     if node.is_empty() {
         return no(format!("unknown node for user {:?}", attributes.user.name));
@@ -160,7 +159,12 @@ impl Request<'_> {
             ("", "get") => self.get(|graph, key| graph.runs_pod(self.node, key)),
             ("", "list" | "watch") => {
                 let on_node = self.attributes.field_selector.as_ref().and_then(|selector| selector.exact("spec.nodeName"));
-                if on_node == Some(self.node) { yes() } else { no("can only list/watch pods with spec.nodeName field selector") }
+                match on_node {
+                    Some(node) if node == self.node => yes(),
+                    // One pod by name.
+                    _ if !self.attributes.name.is_empty() => self.related(|graph, key| graph.runs_pod(self.node, key)),
+                    _ => no("can only list/watch pods with spec.nodeName field selector"),
+                }
             }
             // Which pods, NodeRestriction checks.
             ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => yes(),

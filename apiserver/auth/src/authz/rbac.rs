@@ -2,19 +2,17 @@
 //!
 //! Upstream: `plugin/pkg/auth/authorizer/rbac/rbac.go`, `pkg/registry/rbac/validation/rule.go` (v1.33).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::{GroupResource, Key};
-use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
 use parking_lot::RwLock;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::attributes::{Attributes, Decision};
 use super::rules::{Rule, RulesReview, nullable};
-use crate::Lookup;
-use crate::lookup::LookupExt;
 use crate::user::{User, service_account_name};
 
 pub const RBAC_GROUP: &str = "rbac.authorization.k8s.io";
@@ -23,11 +21,33 @@ pub(crate) fn resource(name: &str) -> GroupResource {
     GroupResource::new(RBAC_GROUP, name)
 }
 
+/// Its own copy of the roles and bindings, in the order of the store's changes: rules compiled from a cache that is
+/// filled at the same time could be stale and stay so.
 #[derive(Default)]
-pub struct Rbac {
-    /// Counts invalidations, so that an index compiled while objects changed is not kept.
-    version: AtomicU64,
-    compiled: RwLock<Option<(u64, Arc<Index>)>>,
+pub struct Rbac(RwLock<State>);
+
+#[derive(Default)]
+struct State {
+    /// Cluster roles have no namespace, roles always do.
+    roles: HashMap<Key, Arc<[Rule]>>,
+    /// In upstream's order: cluster-wide ones, then by namespace and name.
+    bindings: BTreeMap<Key, Binding>,
+    /// Gone after a change, made again for the next question.
+    compiled: Option<Arc<Index>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Binding {
+    role_ref: RoleRef,
+    #[serde(default, deserialize_with = "nullable")]
+    subjects: Vec<Subject>,
+}
+
+#[derive(Deserialize)]
+struct Role {
+    #[serde(default, deserialize_with = "nullable")]
+    rules: Vec<Rule>,
 }
 
 /// The rules a binding gives, or why it gives none.
@@ -55,32 +75,44 @@ struct Index {
     namespaces: HashMap<String, Subjects>,
 }
 
+/// What an object decodes to. A broken one grants nothing, loudly.
+fn decode<T: for<'a> Deserialize<'a>>(plural: &str, key: &Key, value: &Value) -> Option<T> {
+    T::deserialize(value).map_err(|error| tracing::error!(plural, %key, %error, "RBAC object does not decode")).ok()
+}
+
 impl Rbac {
-    pub fn invalidate(&self) {
-        self.version.fetch_add(1, Ordering::SeqCst);
+    pub fn observe(&self, plural: &str, key: &Key, new: Option<&Value>) {
+        let mut state = self.0.write();
+        match plural {
+            "roles" | "clusterroles" => match new.and_then(|value| decode::<Role>(plural, key, value)) {
+                Some(role) => drop(state.roles.insert(key.clone(), role.rules.into())),
+                None => drop(state.roles.remove(key)),
+            },
+            _ => match new.and_then(|value| decode::<Binding>(plural, key, value)) {
+                Some(binding) => drop(state.bindings.insert(key.clone(), binding)),
+                None => drop(state.bindings.remove(key)),
+            },
+        }
+        state.compiled = None;
     }
 
-    fn index(&self, lookup: &dyn Lookup) -> Arc<Index> {
-        let version = self.version.load(Ordering::SeqCst);
-        if let Some((at, index)) = &*self.compiled.read()
-            && *at == version
-        {
+    fn index(&self) -> Arc<Index> {
+        if let Some(index) = &self.0.read().compiled {
             return index.clone();
         }
-        let mut compiled = self.compiled.write();
-        // Another thread may have compiled it while this one waited.
-        if let Some((at, index)) = &*compiled
-            && *at >= version
-        {
-            return index.clone();
-        }
-        let index = Arc::new(Index::compile(lookup));
-        *compiled = Some((version, index.clone()));
+        let mut state = self.0.write();
+        let index = state.compiled.take().unwrap_or_else(|| Arc::new(Index::compile(&state)));
+        state.compiled = Some(index.clone());
         index
     }
 
-    pub fn authorize(&self, attributes: &Attributes, lookup: &dyn Lookup) -> Decision {
-        let index = self.index(lookup);
+    /// The rules behind a reference; the error is upstream's `… not found`.
+    pub(crate) fn referenced(&self, role: &RoleRef, namespace: &str) -> Rules {
+        self.0.read().referenced(role, namespace)
+    }
+
+    pub fn authorize(&self, attributes: &Attributes) -> Decision {
+        let index = self.index();
         let mut errors = Vec::new();
         for grant in index.grants(&attributes.user, &attributes.namespace) {
             match &grant.rules {
@@ -99,8 +131,8 @@ impl Rbac {
     }
 
     /// Everything a user may do in a namespace ("" = cluster-wide), and what could not be resolved.
-    pub fn rules(&self, user: &User, namespace: &str, lookup: &dyn Lookup) -> (Vec<Rule>, Vec<String>) {
-        let index = self.index(lookup);
+    pub fn rules(&self, user: &User, namespace: &str) -> (Vec<Rule>, Vec<String>) {
+        let index = self.index();
         let (mut rules, mut errors) = (Vec::new(), Vec::new());
         for grant in index.grants(user, namespace) {
             match &grant.rules {
@@ -111,8 +143,8 @@ impl Rbac {
         (rules, errors)
     }
 
-    pub fn rules_for(&self, user: &User, namespace: &str, lookup: &dyn Lookup) -> RulesReview {
-        let (rules, mut errors) = self.rules(user, namespace, lookup);
+    pub fn rules_for(&self, user: &User, namespace: &str) -> RulesReview {
+        let (rules, mut errors) = self.rules(user, namespace);
         let (resource_rules, non_resource_rules) = rules.into_iter().partition(|rule| !rule.resources.is_empty());
         let incomplete = user.node_name().is_some();
         if incomplete {
@@ -132,50 +164,34 @@ pub(crate) fn aggregate(errors: &[String]) -> String {
     }
 }
 
-#[derive(Deserialize, Default)]
-struct Role {
-    #[serde(default, deserialize_with = "nullable")]
-    rules: Vec<Rule>,
-}
-
-/// The rules behind a reference; the error is upstream's `… not found`.
-pub(crate) fn referenced_rules(role: &RoleRef, namespace: &str, lookup: &dyn Lookup) -> Rules {
-    let (resource, key) = match role.kind.as_str() {
-        "Role" => (resource("roles"), Key::new(namespace, role.name.clone())),
-        "ClusterRole" => (resource("clusterroles"), Key::cluster(role.name.clone())),
-        kind => return Err(format!("unsupported role reference kind: {kind:?}")),
-    };
-    let kind = role.kind.to_lowercase();
-    let found: Role = lookup.typed(&resource, &key).ok_or_else(|| format!("{kind}.{RBAC_GROUP} {:?} not found", role.name))?;
-    Ok(found.rules.into())
+impl State {
+    fn referenced(&self, role: &RoleRef, namespace: &str) -> Rules {
+        let key = match role.kind.as_str() {
+            "Role" => Key::new(namespace, role.name.clone()),
+            "ClusterRole" => Key::cluster(role.name.clone()),
+            kind => return Err(format!("unsupported role reference kind: {kind:?}")),
+        };
+        let missing = || format!("{}.{RBAC_GROUP} {:?} not found", role.kind.to_lowercase(), role.name);
+        self.roles.get(&key).cloned().ok_or_else(missing)
+    }
 }
 
 impl Index {
-    fn compile(lookup: &dyn Lookup) -> Self {
+    fn compile(state: &State) -> Self {
         let mut index = Index::default();
-        // Many bindings name the same few roles.
-        let mut roles: HashMap<(String, String, String), Rules> = HashMap::new();
-        let mut rules_of = |role: &RoleRef, namespace: &str| {
-            let place = if role.kind == "Role" { namespace } else { "" };
-            let key = (role.kind.clone(), place.to_owned(), role.name.clone());
-            roles.entry(key).or_insert_with(|| referenced_rules(role, namespace, lookup)).clone()
-        };
-        let mut order = 0;
-        for binding in lookup.typed_list::<ClusterRoleBinding>(&resource("clusterrolebindings"), None) {
-            let name = binding.metadata.name.unwrap_or_default();
-            let source = format!("ClusterRoleBinding {name:?} of {} {:?}", binding.role_ref.kind, binding.role_ref.name);
-            let rules = rules_of(&binding.role_ref, "");
-            index.cluster.add(&binding.subjects.unwrap_or_default(), "", order, &source, &rules);
-            order += 1;
-        }
-        for binding in lookup.typed_list::<RoleBinding>(&resource("rolebindings"), None) {
-            let namespace = binding.metadata.namespace.unwrap_or_default();
-            let name = format!("{}/{namespace}", binding.metadata.name.unwrap_or_default());
-            let source = format!("RoleBinding {name:?} of {} {:?}", binding.role_ref.kind, binding.role_ref.name);
-            let rules = rules_of(&binding.role_ref, &namespace);
-            let subjects = index.namespaces.entry(namespace.clone()).or_default();
-            subjects.add(&binding.subjects.unwrap_or_default(), &namespace, order, &source, &rules);
-            order += 1;
+        for (order, (key, binding)) in state.bindings.iter().enumerate() {
+            let Binding { role_ref, subjects } = binding;
+            let (kind, name) = match key.namespace.as_str() {
+                "" => ("ClusterRoleBinding", key.name.clone()),
+                namespace => ("RoleBinding", format!("{}/{namespace}", key.name)),
+            };
+            let source = format!("{kind} {name:?} of {} {:?}", role_ref.kind, role_ref.name);
+            let rules = state.referenced(role_ref, &key.namespace);
+            let scope = match key.namespace.as_str() {
+                "" => &mut index.cluster,
+                namespace => index.namespaces.entry(namespace.to_owned()).or_default(),
+            };
+            scope.add(subjects, &key.namespace, order, &source, &rules);
         }
         index
     }

@@ -111,7 +111,7 @@ const CLUSTER_ROLES: &[Role<'static>] = &[
     role("system:kubelet-api-admin", &[
         on(READ, "core", "nodes"),
         on("proxy", "core", "nodes"),
-        on("*", "core", "nodes/log nodes/metrics nodes/proxy nodes/stats"),
+        on("*", "core", "nodes/configz nodes/healthz nodes/log nodes/metrics nodes/pods nodes/proxy nodes/stats"),
     ]),
     role("system:node-bootstrapper", &[on("create get list watch", "certificates.k8s.io", "certificatesigningrequests")]),
     role("system:auth-delegator", &[

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::*;
-use crate::authz::{Attributes, Authorizer};
+use crate::authz::Attributes;
 use crate::lookup::{items, text};
 use crate::testing::Cluster;
 use crate::user::User;
@@ -93,7 +93,7 @@ fn the_control_plane_works_with_the_defaults() {
     for Object { resource, object } in objects() {
         cluster.put(&resource.to_string(), object);
     }
-    let authorizer = Authorizer::new();
+    let authorizer = cluster.authorizer();
     let may = |user: &str, groups: &[&str], verb: &str, group: &str, thing: &str| {
         let (resource, subresource) = thing.split_once('/').unwrap_or((thing, ""));
         let mut attributes = Attributes {
@@ -109,7 +109,7 @@ fn the_control_plane_works_with_the_defaults() {
         if thing.starts_with('/') {
             attributes = Attributes { path: thing.to_owned(), resource_request: false, namespace: String::new(), ..attributes };
         }
-        authorizer.authorize(&attributes, &cluster).is_allowed()
+        authorizer.authorize(&attributes).is_allowed()
     };
     let manager = |verb, group, thing| may("system:kube-controller-manager", &["system:authenticated"], verb, group, thing);
     assert!(manager("create", "apps", "replicasets") && manager("update", "apps", "deployments/status"));
