@@ -61,6 +61,8 @@ pub fn table(cluster: &Cluster) -> Vec<Row> {
         client("kube-proxy", "system:kube-proxy", None),
     ];
     for machine in &cluster.machines {
+        let address = IpAddr::V4(cluster.address(machine));
+        rows.push(server(&format!("kube-proxy-server-{}", machine.name), &["localhost", &machine.name], &[address, loopback]));
         rows.push(client(&format!("kubelet-{}", machine.name), &format!("system:node:{}", machine.name), Some("system:nodes")));
     }
     rows
@@ -72,6 +74,7 @@ pub fn files_of(role: Role, machine: &str) -> Vec<(String, String)> {
     let mut files = vec![("ca.crt".to_string(), "ca.crt".to_string())];
     files.extend(pair(&format!("kubelet-{machine}"), "kubelet"));
     files.extend(pair("kube-proxy", "kube-proxy"));
+    files.extend(pair(&format!("kube-proxy-server-{machine}"), "kube-proxy-server"));
     if role == Role::Master {
         for name in [
             "kube-apiserver",
@@ -163,7 +166,8 @@ mod tests {
     fn a_worker_never_holds_the_authoritys_key() {
         let files = files_of(Role::Worker, "worker1");
         let from: Vec<&str> = files.iter().map(|(from, _)| from.as_str()).collect();
-        assert_eq!(from, ["ca.crt", "kubelet-worker1.crt", "kubelet-worker1.key", "kube-proxy.crt", "kube-proxy.key"]);
+        let own = ["ca.crt", "kubelet-worker1.crt", "kubelet-worker1.key", "kube-proxy.crt", "kube-proxy.key"];
+        assert_eq!(from, [&own[..], &["kube-proxy-server-worker1.crt", "kube-proxy-server-worker1.key"]].concat());
     }
 
     #[test]

@@ -90,7 +90,6 @@ async fn health(cluster: &Cluster, machine: &Machine, supervisor: u32, health: &
     let address = cluster.address(machine);
     let answer = match health {
         Health::Https { port, path } => tls::get(Some(config.clone()), address, *port, path).await,
-        Health::Http { port, path } => tls::get(None, address, *port, path).await,
         // The machine's files seen from outside, through its first process.
         Health::Socket(path) => {
             let outside = PathBuf::from(format!("/proc/{supervisor}/root{path}"));

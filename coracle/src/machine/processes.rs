@@ -10,8 +10,6 @@ use crate::machine::files::PKI;
 pub enum Health {
     /// GET over TLS at the machine's address, with the administrator's certificate.
     Https { port: u16, path: &'static str },
-    /// GET in clear at the machine's address.
-    Http { port: u16, path: &'static str },
     /// The socket accepts connections; a path on the machine.
     Socket(&'static str),
 }
@@ -31,7 +29,7 @@ pub fn of(cluster: &Cluster, machine: &Machine, bin: &Path) -> Vec<Process> {
     if machine.role == Role::Master {
         processes.extend([image_server(cluster), api_server(cluster), controller_manager(cluster), scheduler(cluster)]);
     }
-    processes.extend([kubelet(cluster, machine), kube_proxy(cluster, machine)]);
+    processes.extend([kubelet(cluster, machine), kube_proxy(machine)]);
     for process in &mut processes {
         let extra = cluster.options.flags.iter().filter(|(program, _)| program == process.name).map(|(_, flag)| flag.clone());
         process.argv.extend(extra);
@@ -138,10 +136,10 @@ fn kubelet(cluster: &Cluster, machine: &Machine) -> Process {
     program("kubelet", Health::Https { port: 10250, path: "/healthz" }, flags)
 }
 
-fn kube_proxy(_cluster: &Cluster, machine: &Machine) -> Process {
-    let mut flags = client_flags("kube-proxy", false);
+fn kube_proxy(machine: &Machine) -> Process {
+    let mut flags = client_flags("kube-proxy", true);
     flags.extend([format!("--hostname-override={}", machine.name), format!("--cluster-cidr={POD_CIDR}")]);
-    program("kube-proxy", Health::Http { port: 10256, path: "/healthz" }, flags)
+    program("kube-proxy", Health::Https { port: 10256, path: "/healthz" }, flags)
 }
 
 fn client_flags(name: &str, serves: bool) -> Vec<String> {
