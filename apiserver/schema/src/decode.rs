@@ -1,0 +1,440 @@
+//! Request bodies to objects, with Go's eyes: its leniency, its strictness when asked, and its words when it refuses.
+//!
+//! One visitor walks any serde source (JSON, YAML, a `Value`) along the static type: unknown fields are dropped and noted, duplicate keys
+//! noted (the last wins), a wrong type noted (the first is reported), null is the same as absent. The result is normalized.
+//! Upstream: `sigs.k8s.io/json`, `apimachinery/pkg/runtime/serializer/json`, `apiserver/pkg/endpoints/handlers/rest.go` (`transformDecodeError`).
+
+use std::collections::HashSet;
+use std::fmt;
+
+use api::Status;
+use api::field::go_quote;
+use api::key::Gvk;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::types::{Kind, Type, lookup};
+use crate::{normalize, protobuf, scalar};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Media {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
+/// What to do about unknown and duplicate fields (`fieldValidation=`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+const SCHEME: &str = "k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30";
+/// Upstream lists no more strict errors than this.
+const MAX_STRICT_ERRORS: usize = 100;
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct TypeMeta {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+/// The kind a body says it is; empty where it says nothing. Errors: 400 for what can't be parsed.
+pub fn peek_gvk(body: &[u8], media: Media) -> Result<Gvk, Status> {
+    peek(body, media).map_err(Status::bad_request)
+}
+
+fn peek(body: &[u8], media: Media) -> Result<Gvk, String> {
+    let meta = match media {
+        Media::Json => serde_json::from_slice(body).map_err(|e| format!("couldn't get version/kind; json parse error: {}", go_syntax_error(body, &e)))?,
+        Media::Yaml => yaml(body, |d| TypeMeta::deserialize(d)).map_err(|e| format!("error converting YAML to JSON: {e}"))?,
+        Media::Protobuf => {
+            let (api_version, kind) = protobuf::type_meta(body)?;
+            TypeMeta { api_version: Some(api_version), kind: Some(kind) }
+        }
+    };
+    let api_version = meta.api_version.unwrap_or_default();
+    let (group, version) = api::key::parse_api_version(&api_version);
+    Ok(Gvk::new(group, version, meta.kind.unwrap_or_default()))
+}
+
+/// The body as an object of kind `expected`, normalized, with `apiVersion` and `kind` set; and warnings.
+///
+/// Errors: 400, in upstream's words, for what can't be parsed, is of another kind, has wrong types, or (`Strict`) unknown or duplicate fields.
+pub fn decode(body: &[u8], media: Media, expected: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+    let unrecognized = |why: String| {
+        Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({})", expected.kind, summary(body)))
+    };
+    let said = peek(body, media).map_err(unrecognized)?;
+    let t = lookup(expected).ok_or_else(|| Status::bad_request(not_registered(expected)))?;
+    check_kind(&said, expected)?;
+    let mut walk = Walk::default();
+    let parsed = match media {
+        Media::Json => {
+            let mut source = serde_json::Deserializer::from_slice(body);
+            walk.object(&mut source, t).map_err(|e| go_syntax_error(body, &e))
+        }
+        Media::Yaml => yaml(body, |d| walk.object(d, t)),
+        Media::Protobuf => protobuf::decode(body, t),
+    };
+    walk.finish(parsed, expected, validation)
+}
+
+/// The same for an object that is a tree already (a patch's result).
+pub fn decode_value(object: Value, expected: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+    let t = lookup(expected).ok_or_else(|| Status::bad_request(not_registered(expected)))?;
+    let mut walk = Walk::default();
+    let parsed = walk.object(object, t).map_err(|e| e.to_string());
+    walk.finish(parsed, expected, validation)
+}
+
+fn yaml<T>(body: &[u8], read: impl FnOnce(serde_yaml::Deserializer<'_, '_>) -> Result<T, serde_yaml::Error>) -> Result<T, String> {
+    let options = serde_yaml::options! { duplicate_keys: serde_yaml::options::DuplicateKeyPolicy::LastWins, legacy_octal_numbers: true, with_snippet: false };
+    let text = std::str::from_utf8(body).map_err(|_| "yaml: invalid UTF-8".to_owned())?;
+    serde_yaml::with_deserializer_from_str_with_options(text, options, read).map_err(|e| format!("yaml: {e}"))
+}
+
+fn not_registered(gvk: &Gvk) -> String {
+    format!("no kind {} is registered for version {} in scheme {}", go_quote(&gvk.kind), go_quote(&gvk.api_version()), go_quote(SCHEME))
+}
+
+fn cannot_handle(gvk: &Gvk, why: impl fmt::Display) -> Status {
+    Status::bad_request(format!("{} in version {} cannot be handled as a {}: {why}", gvk.kind, go_quote(&gvk.version), gvk.kind))
+}
+
+/// What the body leaves out is taken from the request; what it says must fit.
+fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
+    let anywhere = lookup(&Gvk::new("meta.k8s.io", "v1", &expected.kind)).is_some();
+    let version_fits = said.version.is_empty() || anywhere || (&said.group, &said.version) == (&expected.group, &expected.version);
+    let kind_fits = said.kind.is_empty() || said.kind == expected.kind;
+    if !kind_fits {
+        let version = if said.version.is_empty() { &expected.version } else { &said.version };
+        let full = Gvk::new(&said.group, version, &said.kind);
+        let why = match lookup(&full) {
+            None => not_registered(&full),
+            Some(_) => {
+                let internal = if expected.group.is_empty() { "core" } else { expected.group.split('.').next().unwrap_or_default() };
+                format!("converting ({}.{}) to ({internal}.{}): unknown conversion", full.version, full.kind, expected.kind)
+            }
+        };
+        return Err(Status::bad_request(format!(
+            "{} in version {} cannot be handled as a {}: {why}",
+            full.kind,
+            go_quote(&full.version),
+            expected.kind
+        )));
+    }
+    if !version_fits {
+        let (said, expected) = (said.api_version(), expected.api_version());
+        return Err(Status::bad_request(format!("the API version in the data ({said}) does not match the expected API version ({expected})")));
+    }
+    Ok(())
+}
+
+/// The body's beginning, as upstream shows it.
+fn summary(body: &[u8]) -> String {
+    const LENGTH: usize = 30;
+    let more = if body.len() > LENGTH { " ..." } else { "" };
+    let shown = &body[..body.len().min(LENGTH)];
+    match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(shown)),
+        Some(_) => format!("{}{more}", shown.iter().map(|b| format!("{b:02x}")).collect::<String>()),
+    }
+}
+
+/// serde_json's complaint in the words of Go's scanner.
+fn go_syntax_error(body: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
+    let text = error.to_string();
+    let line_start = body.split_inclusive(|b| *b == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum::<usize>();
+    let Some(at) = body.get(line_start + error.column().saturating_sub(1)).filter(|_| error.is_syntax()) else { return text };
+    let place = match text.as_str() {
+        t if t.starts_with("expected `,` or `}`") => "after object key:value pair",
+        t if t.starts_with("expected `,` or `]`") => "after array element",
+        t if t.starts_with("expected `:`") => "after object key",
+        t if t.starts_with("key must be a string") || t.starts_with("trailing comma") && *at == b'}' => "looking for beginning of object key string",
+        t if t.starts_with("trailing characters") => "after top-level value",
+        t if t.starts_with("control character") => "in string literal",
+        _ => "looking for beginning of value",
+    };
+    match at {
+        b'\'' => format!("invalid character '\\'' {place}"),
+        b'\n' => format!("invalid character '\\n' {place}"),
+        other => format!("invalid character '{}' {place}", char::from(*other)),
+    }
+}
+
+enum Step {
+    Field(&'static str),
+    Key(String),
+    Index(usize),
+}
+
+/// What was found on the way.
+#[derive(Default)]
+struct Walk {
+    path: Vec<Step>,
+    strict: Vec<String>,
+    /// The first value of a wrong type.
+    type_error: Option<String>,
+    /// The first value that a type's own parser refused; Go stops there.
+    value_error: Option<String>,
+}
+
+impl Walk {
+    fn object<'de, D: Deserializer<'de>>(&mut self, source: D, t: &'static Type) -> Result<Value, D::Error> {
+        let index = crate::types::TYPES.iter().position(|known| std::ptr::eq(known, t)).unwrap_or_default();
+        Seed { walk: self, kind: Kind::Struct(index as u16), owner: "", go: t.go }.deserialize(source)
+    }
+
+    fn finish(self, parsed: Result<Value, String>, gvk: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+        let mut object = parsed.map_err(|e| cannot_handle(gvk, e))?;
+        if let Some(error) = self.value_error.or(self.type_error) {
+            return Err(cannot_handle(gvk, error));
+        }
+        if validation == FieldValidation::Strict && !self.strict.is_empty() {
+            return Err(cannot_handle(gvk, format!("strict decoding error: {}", self.strict.join(", "))));
+        }
+        normalize(gvk, &mut object);
+        if let Value::Object(map) = &mut object {
+            map.insert("apiVersion".to_owned(), gvk.api_version().into());
+            map.insert("kind".to_owned(), gvk.kind.clone().into());
+        }
+        Ok((object, if validation == FieldValidation::Warn { self.strict } else { Vec::new() }))
+    }
+
+    fn note(&mut self, what: &str, name: &str) {
+        let mut path = String::new();
+        for step in &self.path {
+            match step {
+                Step::Index(i) => path.push_str(&format!("[{i}]")),
+                Step::Field(name) => push_name(&mut path, name),
+                Step::Key(name) => push_name(&mut path, name),
+            }
+        }
+        push_name(&mut path, name);
+        if self.strict.len() < MAX_STRICT_ERRORS {
+            self.strict.push(format!("{what} field {}", go_quote(&path)));
+        }
+    }
+}
+
+fn push_name(path: &mut String, name: &str) {
+    if !path.is_empty() {
+        path.push('.');
+    }
+    path.push_str(name);
+}
+
+/// One value of a known kind.
+struct Seed<'w> {
+    walk: &'w mut Walk,
+    kind: Kind,
+    /// Go name of the struct that holds the field.
+    owner: &'static str,
+    /// Go type of the value.
+    go: &'static str,
+}
+
+impl Seed<'_> {
+    fn wrong(self, found: &str) -> Value {
+        if self.walk.type_error.is_none() {
+            let fields: Vec<&str> = self.walk.path.iter().filter_map(|s| if let Step::Field(name) = s { Some(*name) } else { None }).collect();
+            let into = if self.owner.is_empty() { "value".to_owned() } else { format!("struct field {}.{}", self.owner, fields.join(".")) };
+            self.walk.type_error = Some(format!("json: cannot unmarshal {found} into Go {into} of type {}", self.go));
+        }
+        Value::Null
+    }
+
+    fn refuse(self, error: String) -> Value {
+        self.walk.value_error.get_or_insert(error);
+        Value::Null
+    }
+
+    fn integer(self, number: i128) -> Value {
+        let fits = match self.kind {
+            Kind::Int32 => i32::try_from(number).is_ok(),
+            Kind::Int64 => i64::try_from(number).is_ok(),
+            Kind::Float64 => return Value::from(number as f64),
+            Kind::Quantity => return self.parsed(scalar::quantity(&number.to_string())),
+            Kind::IntOrString => i32::try_from(number).is_ok(),
+            Kind::Raw => return i64::try_from(number).map(Value::from).or_else(|_| u64::try_from(number).map(Value::from)).unwrap_or(Value::Null),
+            _ => return self.wrong("number"),
+        };
+        if fits { Value::from(number as i64) } else { self.wrong(&format!("number {number}")) }
+    }
+
+    fn parsed(self, result: Result<String, String>) -> Value {
+        match result {
+            Ok(text) => Value::String(text),
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    /// The Go type of a list's or map's elements.
+    fn element_go(&self) -> &'static str {
+        let rest = self.go.strip_prefix("[]").or_else(|| self.go.strip_prefix("map[").and_then(|r| r.split_once(']')).map(|(_, r)| r));
+        rest.unwrap_or(self.go).trim_start_matches('*')
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
+        source.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.go)
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, source: D) -> Result<Value, D::Error> {
+        source.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(match self.kind {
+            Kind::Bool | Kind::Raw | Kind::PropsOrBool => Value::Bool(value),
+            _ => self.wrong("bool"),
+        })
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(self.integer(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(self.integer(value.into()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(self.integer(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(match self.kind {
+            Kind::Float64 | Kind::Raw => Value::from(value),
+            Kind::Quantity => self.parsed(scalar::quantity(&value.to_string())),
+            Kind::Int32 | Kind::Int64 | Kind::IntOrString => self.wrong(&format!("number {value:?}")),
+            _ => self.wrong("number"),
+        })
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(match self.kind {
+            Kind::String | Kind::Raw | Kind::IntOrString | Kind::Duration => Value::from(value),
+            Kind::Bytes => self.parsed(scalar::base64(value)),
+            Kind::Time => self.parsed(scalar::time(value)),
+            Kind::MicroTime => self.parsed(scalar::micro_time(value)),
+            Kind::Quantity => self.parsed(scalar::quantity(value)),
+            _ => self.wrong("string"),
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
+        let (kind, go) = match self.kind {
+            Kind::List(element) => (*element, self.element_go()),
+            Kind::Items | Kind::PropsOrStrings => (Kind::String, "string"),
+            Kind::PropsOrArray => (Kind::Struct(crate::generated::JSON_SCHEMA_PROPS), "v1.JSONSchemaProps"),
+            Kind::Raw => (Kind::Raw, "interface {}"),
+            _ => {
+                while source.next_element::<IgnoredAny>()?.is_some() {}
+                return Ok(self.wrong("array"));
+            }
+        };
+        let mut items = Vec::new();
+        loop {
+            self.walk.path.push(Step::Index(items.len()));
+            let next = source.next_element_seed(Seed { walk: self.walk, kind, owner: self.owner, go })?;
+            self.walk.path.pop();
+            match next {
+                Some(item) => items.push(item),
+                None => return Ok(Value::Array(items)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, source: A) -> Result<Value, A::Error> {
+        match self.kind {
+            Kind::Struct(_) => self.fields(source),
+            Kind::PropsOrBool | Kind::PropsOrArray | Kind::PropsOrStrings => {
+                let kind = Kind::Struct(crate::generated::JSON_SCHEMA_PROPS);
+                Seed { kind, go: "v1.JSONSchemaProps", ..self }.fields(source)
+            }
+            Kind::Map(element) => {
+                let go = self.element_go();
+                self.entries(source, *element, go, true)
+            }
+            Kind::Raw => self.entries(source, Kind::Raw, "interface {}", false),
+            _ => {
+                let mut source = source;
+                while source.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(self.wrong("object"))
+            }
+        }
+    }
+}
+
+impl Seed<'_> {
+    fn fields<'de, A: MapAccess<'de>>(self, mut source: A) -> Result<Value, A::Error> {
+        let t = self.kind.as_struct().ok_or_else(|| A::Error::custom("not a struct"))?;
+        let (mut map, mut seen) = (Map::new(), HashSet::new());
+        while let Some(name) = source.next_key::<String>()? {
+            let (field_name, kind, go): (&'static str, _, _) = match t.field(&name) {
+                Some(field) => (field.name, field.kind, field.go),
+                None if t.is_kind() && name == "kind" => ("kind", Kind::String, "string"),
+                None if t.is_kind() && name == "apiVersion" => ("apiVersion", Kind::String, "string"),
+                None => {
+                    self.walk.note("unknown", &name);
+                    source.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if !seen.insert(field_name) {
+                self.walk.note("duplicate", &name);
+            }
+            self.walk.path.push(Step::Field(field_name));
+            let value = source.next_value_seed(Seed { walk: self.walk, kind, owner: t.name(), go })?;
+            self.walk.path.pop();
+            if !value.is_null() {
+                map.insert(name, value);
+            }
+        }
+        Ok(Value::Object(map))
+    }
+
+    fn entries<'de, A: MapAccess<'de>>(self, mut source: A, kind: Kind, go: &'static str, checked: bool) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(name) = source.next_key::<String>()? {
+            if checked && map.contains_key(&name) {
+                self.walk.note("duplicate", &name);
+            }
+            self.walk.path.push(Step::Key(name.clone()));
+            let value = source.next_value_seed(Seed { walk: self.walk, kind, owner: self.owner, go })?;
+            self.walk.path.pop();
+            map.insert(name, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
