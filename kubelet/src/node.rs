@@ -50,6 +50,12 @@ impl NodeReporter {
 
     pub async fn run(&self) {
         self.register_until_done().await;
+        let (changed, own) = (self.changed.clone(), self.kubelet.config.node_name.clone());
+        self.kubelet.nodes.on_change(move |change| {
+            if change.object().metadata.name.as_ref() == Some(&own) {
+                changed.notify_one();
+            }
+        });
         tokio::join!(self.report_forever(), self.renew_forever());
     }
 
@@ -122,7 +128,7 @@ impl NodeReporter {
     async fn report(&self, sent: &mut Option<(NodeStatus, Instant)>) -> Result<()> {
         let before = sent.as_ref().map(|(status, _)| status);
         let status = self.status(before).await?;
-        let due = sent.as_ref().is_none_or(|(old, at)| at.elapsed() >= REPORT || news(old) != news(&status));
+        let due = sent.as_ref().is_none_or(|(old, at)| at.elapsed() >= REPORT || news(old) != news(&status)) || self.contradicted(&status);
         if !due {
             return Ok(());
         }
@@ -136,6 +142,14 @@ impl NodeReporter {
         }
         *sent = Some((status, Instant::now()));
         Ok(())
+    }
+
+    /// Others have said something else of this node: the node lifecycle controller, while we were not heard.
+    fn contradicted(&self, status: &NodeStatus) -> bool {
+        let node = self.kubelet.node();
+        let said = node.iter().flat_map(|n| n.status.iter().flat_map(|s| s.conditions.iter().flatten()));
+        let ours = |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).map(|c| &c.status);
+        said.into_iter().any(|c| ours(&c.type_).is_some_and(|status| *status != c.status))
     }
 
     fn tell_changes(&self, status: Option<&NodeStatus>, before: &mut Option<bool>) {
@@ -157,7 +171,7 @@ impl NodeReporter {
         let config = &kubelet.config;
         let version = kubelet.cri.version().await;
         let runtime = version.as_ref().map(|v| format!("{}://{}", v.runtime_name, v.runtime_version)).unwrap_or_default();
-        let old = before.cloned().or_else(|| kubelet.node().and_then(|n| n.status.clone())).unwrap_or_default();
+        let old = kubelet.node().and_then(|n| n.status.clone()).or_else(|| before.cloned()).unwrap_or_default();
         let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
         let mut addresses: Vec<NodeAddress> = kubelet.host_ips.iter().map(|ip| address("InternalIP", ip.clone())).collect();
         addresses.push(address("Hostname", config.node_name.clone()));
@@ -311,11 +325,12 @@ impl NodeReporter {
     }
 }
 
-/// The status without its heartbeats: what is worth a write.
+/// The status without its times: what is worth a write.
 fn news(status: &NodeStatus) -> NodeStatus {
     let mut status = status.clone();
     for condition in status.conditions.iter_mut().flatten() {
         condition.last_heartbeat_time = None;
+        condition.last_transition_time = None;
     }
     status
 }

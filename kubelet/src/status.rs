@@ -49,6 +49,18 @@ pub fn pod_status(inputs: &Inputs) -> PodStatus {
         Some((reason, message)) => (Some(reason.clone()), Some(message.clone())),
         None => (old.reason.clone(), old.message.clone()),
     };
+    // A pod that was refused has nothing but its verdict, as upstream's.
+    let refused = inputs.failure.is_some() && inputs.observed.sandboxes.is_empty() && inputs.observed.containers.is_empty();
+    if refused {
+        return PodStatus {
+            phase: Some(phase.to_owned()),
+            reason,
+            message,
+            start_time: old.start_time.clone().or_else(|| Some(whole_seconds(inputs.now))),
+            qos_class: Some(Qos::of(pod).name().to_owned()),
+            ..PodStatus::default()
+        };
+    }
     let ips = pod_ips(inputs);
     PodStatus {
         conditions: Some(conditions(inputs, phase, &init, &main)),
@@ -406,3 +418,7 @@ fn ready(pod: &Pod, containers: &Verdict) -> Verdict {
         false => Verdict::not("ReadinessGatesNotReady", Some(complaints.join(", "))),
     }
 }
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

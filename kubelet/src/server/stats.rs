@@ -2,12 +2,12 @@
 //!
 //! Upstream: `pkg/kubelet/server/stats`, `pkg/kubelet/metrics/collectors/resource_metrics.go`, v1.33.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_cri::v1::ContainerStats;
+use k8s_cri::v1::{ContainerState, ContainerStats};
 use machinery::https;
 use serde_json::{Value, json};
 
@@ -25,8 +25,12 @@ struct Used {
 }
 
 async fn used(kubelet: &Kubelet) -> Result<Vec<Used>, (u16, String)> {
-    let stats = kubelet.cri.container_stats().await.map_err(|e| (500, e.to_string()))?;
-    Ok(stats.into_iter().filter_map(of_container).collect())
+    let failed = |e: crate::cri::Error| (500, e.to_string());
+    let (stats, containers) = tokio::try_join!(kubelet.cri.container_stats(), kubelet.cri.list_containers(HashMap::new())).map_err(failed)?;
+    // The runtime reports zeros for containers that have ended.
+    let running: HashSet<String> = containers.into_iter().filter(|c| c.state == ContainerState::ContainerRunning as i32).map(|c| c.id).collect();
+    let alive = |s: &ContainerStats| s.attributes.as_ref().is_some_and(|a| running.contains(&a.id));
+    Ok(stats.into_iter().filter(alive).filter_map(of_container).collect())
 }
 
 fn of_container(stats: ContainerStats) -> Option<Used> {
