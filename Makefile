@@ -19,8 +19,9 @@ help:
 setup:
 	@scripts/setup
 
+# Every cargo command selects the whole workspace: with another selection dependencies get other features, and compile again.
 build: setup
-	cargo build --release --workspace $(STATIC:%=--exclude %)
+	cargo build --release --workspace
 	@mkdir -p $(BIN)/static
 	@for program in $(STATIC); do \
 	  cargo rustc --release -p $$program --bin $$program -- -C target-feature=+crt-static -C strip=symbols && \
@@ -42,7 +43,7 @@ unit: build
 	cargo test --release --workspace --exclude tests
 
 cluster-test: build
-	cargo test --release -p tests
+	cargo test --release --workspace --test spine
 
 bench: build
 	@test -n "$(STOCK)" || { echo "say where stock's binaries are: make bench STOCK=<folder with bin/>"; exit 2; }
