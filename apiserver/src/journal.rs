@@ -1,106 +1,74 @@
-//! The cause journal: who wrote what, when, and because of which change.
+//! Who wrote what, when and why: the last writes of this server, with the cause that each client sent along.
 //!
-//! A bounded ring in memory, indexed by object. Every committed write and every note becomes one entry; a chain is read by following
-//! the entries that name an object as their cause, from object to object. Entries are dropped oldest first and do not
-//! survive a restart: the journal explains what just happened, it is not an audit log.
-//! No upstream counterpart.
+//! A bounded ring, indexed by object when it is asked; nothing survives a restart, and nothing depends on it.
+//! Leases and Events are left out: they would push out everything else. No upstream counterpart.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use api::{JournalEntry, Key};
+use api::{Cause, GroupResource, JournalEntry, Key};
 use parking_lot::Mutex;
 
-/// Entries kept; about 300 bytes each.
 const CAPACITY: usize = 20_000;
-
-/// Resource and key of an object: `("deployments.apps", default/web)`.
-type Object = (String, Key);
+/// Longest chain answered.
+const MAX_ANSWER: usize = 2_000;
 
 #[derive(Default)]
 pub struct Journal {
-    ring: Mutex<Ring>,
+    entries: Mutex<VecDeque<JournalEntry>>,
 }
 
-#[derive(Default)]
-struct Ring {
-    entries: VecDeque<JournalEntry>,
-    /// Sequence number of the first entry in `entries`.
-    first: u64,
-    /// Sequence numbers of the entries about an object, or caused by it.
-    about: HashMap<Object, BTreeSet<u64>>,
+/// An object of the journal: resource and key.
+type Object = (String, String, String);
+
+fn object(entry: &JournalEntry) -> Object {
+    (entry.resource.clone(), entry.namespace.clone(), entry.name.clone())
 }
 
-fn subject(entry: &JournalEntry) -> Object {
-    (entry.resource.clone(), Key::new(&*entry.namespace, &*entry.name))
-}
-
-fn origin(entry: &JournalEntry) -> Option<Object> {
-    entry.cause.as_ref().map(|cause| (cause.resource.to_string(), cause.key.clone()))
-}
-
-/// Microseconds since the epoch.
-pub fn now_micros() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros() as u64)
+fn cause_object(cause: &Cause) -> Object {
+    (cause.resource.to_string(), cause.key.namespace.clone(), cause.key.name.clone())
 }
 
 impl Journal {
-    /// Adds an entry, stamped with the present time.
+    /// Add an entry, stamped with the present time.
     pub fn record(&self, mut entry: JournalEntry) {
-        entry.time = now_micros();
-        self.ring.lock().push(entry);
-    }
-
-    /// Everything that followed from what was done to this object, oldest first.
-    pub fn chain(&self, resource: &str, key: &Key) -> Vec<JournalEntry> {
-        self.ring.lock().chain((resource.to_owned(), key.clone()))
-    }
-}
-
-impl Ring {
-    fn push(&mut self, entry: JournalEntry) {
-        if self.entries.len() == CAPACITY {
-            self.drop_oldest();
+        if matches!(entry.resource.as_str(), "events" | "leases.coordination.k8s.io") {
+            return;
         }
-        let sequence = self.first + self.entries.len() as u64;
-        for object in [Some(subject(&entry)), origin(&entry)].into_iter().flatten() {
-            self.about.entry(object).or_default().insert(sequence);
+        entry.time = jiff::Timestamp::now().as_microsecond().max(0) as u64;
+        let mut entries = self.entries.lock();
+        if entries.len() == CAPACITY {
+            entries.pop_front();
         }
-        self.entries.push_back(entry);
+        entries.push_back(entry);
     }
 
-    fn drop_oldest(&mut self) {
-        let Some(entry) = self.entries.pop_front() else { return };
-        for object in [Some(subject(&entry)), origin(&entry)].into_iter().flatten() {
-            if let Some(sequences) = self.about.get_mut(&object) {
-                sequences.remove(&self.first);
-                if sequences.is_empty() {
-                    self.about.remove(&object);
+    /// All that happened to the object and, transitively, all that it caused. In order of time.
+    pub fn chain(&self, resource: &GroupResource, key: &Key) -> Vec<JournalEntry> {
+        let entries = self.entries.lock();
+        let mut caused: HashMap<Object, Vec<usize>> = HashMap::new();
+        let mut about: HashMap<Object, Vec<usize>> = HashMap::new();
+        for (at, entry) in entries.iter().enumerate() {
+            about.entry(object(entry)).or_default().push(at);
+            if let Some(cause) = &entry.cause {
+                caused.entry(cause_object(cause)).or_default().push(at);
+            }
+        }
+        let root = (resource.to_string(), key.namespace.clone(), key.name.clone());
+        let (mut seen, mut found, mut open) = (HashSet::from([root.clone()]), HashSet::new(), vec![root]);
+        while let Some(next) = open.pop() {
+            found.extend(about.get(&next).into_iter().flatten().copied());
+            for &at in caused.get(&next).into_iter().flatten() {
+                found.insert(at);
+                let effect = object(&entries[at]);
+                // A node's own bookkeeping is not an effect to follow: everything on it would join the chain.
+                if effect.0 != "nodes" && seen.insert(effect.clone()) {
+                    open.push(effect);
                 }
             }
         }
-        self.first += 1;
-    }
-
-    fn chain(&self, root: Object) -> Vec<JournalEntry> {
-        let mut found = BTreeSet::new();
-        let mut seen = HashSet::from([root.clone()]);
-        let mut waiting = vec![root];
-        while let Some(object) = waiting.pop() {
-            for &sequence in self.about.get(&object).into_iter().flatten() {
-                let entry = &self.entries[(sequence - self.first) as usize];
-                // What an unrelated cause did to an object on the way is another story.
-                let ours = origin(entry).is_none_or(|cause| cause == object || seen.contains(&cause));
-                if !ours || !found.insert(sequence) {
-                    continue;
-                }
-                let next = subject(entry);
-                if seen.insert(next.clone()) {
-                    waiting.push(next);
-                }
-            }
-        }
-        found.into_iter().map(|sequence| self.entries[(sequence - self.first) as usize].clone()).collect()
+        let mut found: Vec<usize> = found.into_iter().collect();
+        found.sort_unstable();
+        found.iter().rev().take(MAX_ANSWER).rev().map(|&at| entries[at].clone()).collect()
     }
 }
 
@@ -109,40 +77,19 @@ mod tests {
     use super::*;
 
     fn entry(revision: u64, resource: &str, name: &str, cause: Option<&str>) -> JournalEntry {
-        JournalEntry {
-            revision,
-            resource: resource.into(),
-            namespace: "d".into(),
-            name: name.into(),
-            cause: cause.map(|c| c.parse().unwrap()),
-            ..JournalEntry::default()
-        }
+        let cause = cause.map(|c| c.parse().unwrap());
+        JournalEntry { revision, resource: resource.into(), namespace: "default".into(), name: name.into(), cause, ..JournalEntry::default() }
     }
 
     #[test]
-    fn a_chain_follows_causes_and_leaves_other_stories_out() {
+    fn a_chain_follows_causes_down() {
         let journal = Journal::default();
-        for e in [
-            entry(1, "deployments.apps", "web", None),
-            entry(2, "replicasets.apps", "web-1", Some("deployments.apps/d/web@1")),
-            entry(3, "pods", "other", None),
-            entry(4, "pods", "web-1-a", Some("replicasets.apps/d/web-1@2")),
-            entry(5, "pods", "web-1-a", Some("pods/d/web-1-a@4")),
-            entry(6, "pods", "web-1-a", Some("nodes/d/n1@1")),
-            entry(7, "endpointslices.discovery.k8s.io", "s", Some("pods/d/web-1-a@5")),
-        ] {
-            journal.record(e);
-        }
-        let chain = journal.chain("deployments.apps", &Key::new("d", "web"));
-        assert_eq!(chain.iter().map(|e| e.revision).collect::<Vec<_>>(), [1, 2, 4, 5, 7]);
-    }
-
-    #[test]
-    fn the_oldest_entries_make_room() {
-        let journal = Journal::default();
-        (0..CAPACITY as u64 + 10).for_each(|i| journal.record(entry(i, "pods", &format!("p{i}"), None)));
-        assert!(journal.chain("pods", &Key::new("d", "p9")).is_empty());
-        assert_eq!(journal.chain("pods", &Key::new("d", "p10")).len(), 1);
-        assert_eq!(journal.ring.lock().about.len(), CAPACITY);
+        journal.record(entry(1, "deployments.apps", "web", None));
+        journal.record(entry(2, "deployments.apps", "other", None));
+        journal.record(entry(3, "replicasets.apps", "web-1", Some("deployments.apps/default/web@1")));
+        journal.record(entry(4, "pods", "web-1-a", Some("replicasets.apps/default/web-1@3")));
+        journal.record(entry(5, "leases.coordination.k8s.io", "n", None));
+        let chain = journal.chain(&GroupResource::new("apps", "deployments"), &Key::new("default", "web"));
+        assert_eq!(chain.iter().map(|e| e.revision).collect::<Vec<_>>(), [1, 3, 4]);
     }
 }

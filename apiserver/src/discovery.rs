@@ -1,0 +1,200 @@
+//! Discovery: the table of kinds, as clients read it. Plain (`/api`, `/apis`, …) and aggregated (v2), made once at start.
+//!
+//! Upstream counterparts: `apiserver/pkg/endpoints/discovery`, `…/discovery/aggregated` (v1.33).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{ETAG, IF_NONE_MATCH};
+use kinds::{KINDS, Kind, Subresource};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha512};
+
+use crate::http::respond::{self, Answer};
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+
+struct Document {
+    body: Bytes,
+    etag: String,
+}
+
+pub struct Discovery {
+    plain: BTreeMap<String, Document>,
+    aggregated: BTreeMap<&'static str, Document>,
+}
+
+impl Document {
+    fn new(body: &Value) -> Self {
+        let body = Bytes::from(body.to_string() + "\n");
+        let digest = Sha512::digest(&body);
+        let etag = digest.iter().map(|b| format!("{b:02X}")).collect::<String>();
+        Document { body, etag: format!("\"{etag}\"") }
+    }
+}
+
+impl Discovery {
+    /// `address`: host:port, told to clients of `/api`.
+    pub fn new(address: &str) -> Self {
+        let mut plain = BTreeMap::new();
+        let core = json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]});
+        plain.insert("/api".to_owned(), Document::new(&core));
+        let named: Vec<Value> = groups().into_iter().filter(|g| !g.is_empty()).map(group).collect();
+        for entry in &named {
+            let mut one = entry.clone();
+            one["kind"] = json!("APIGroup");
+            one["apiVersion"] = json!("v1");
+            plain.insert(format!("/apis/{}", entry["name"].as_str().unwrap_or_default()), Document::new(&one));
+        }
+        plain.insert("/apis".to_owned(), Document::new(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": named})));
+        for name in groups() {
+            for version in versions(name) {
+                let path = if name.is_empty() { format!("/api/{version}") } else { format!("/apis/{name}/{version}") };
+                plain.insert(path, Document::new(&resources(name, version)));
+            }
+        }
+        let (core, others): (Vec<&str>, Vec<&str>) = groups().into_iter().partition(|g| g.is_empty());
+        let list = |groups: Vec<&'static str>| {
+            let items: Vec<Value> = groups.into_iter().map(aggregated_group).collect();
+            Document::new(&json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items}))
+        };
+        let aggregated = BTreeMap::from([("/api", list(core)), ("/apis", list(others))]);
+        Discovery { plain, aggregated }
+    }
+
+    pub fn serve(&self, path: &str, wants_aggregated: bool, headers: &HeaderMap) -> Option<Answer> {
+        let (document, content_type) = match self.aggregated.get(path) {
+            Some(document) if wants_aggregated => (document, AGGREGATED),
+            _ => (self.plain.get(path)?, "application/json"),
+        };
+        if headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes()) {
+            let mut answer = respond::bytes(304, content_type, Bytes::new());
+            respond::header(&mut answer, "etag", &document.etag);
+            return Some(answer);
+        }
+        let mut answer = respond::bytes(200, content_type, document.body.clone());
+        if let Ok(etag) = document.etag.parse() {
+            answer.headers_mut().insert(ETAG, etag);
+        }
+        respond::header(&mut answer, "vary", "Accept");
+        Some(answer)
+    }
+
+    /// What `GET /` lists.
+    pub fn paths(&self) -> Vec<String> {
+        let fixed = ["/.well-known/openid-configuration", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+        let mut paths: Vec<String> = self.plain.keys().cloned().chain(fixed.map(str::to_owned)).collect();
+        paths.sort();
+        paths
+    }
+}
+
+/// In the table's order, core first.
+fn groups() -> Vec<&'static str> {
+    let mut groups = Vec::new();
+    for kind in KINDS {
+        if !groups.contains(&kind.group) {
+            groups.push(kind.group);
+        }
+    }
+    groups
+}
+
+fn kinds_of(group: &str) -> impl Iterator<Item = &'static Kind> + '_ {
+    KINDS.iter().filter(move |kind| kind.group == group)
+}
+
+/// Preferred first.
+fn versions(group: &str) -> Vec<&'static str> {
+    let mut versions = Vec::new();
+    for version in kinds_of(group).flat_map(|kind| kind.versions) {
+        if !versions.contains(version) {
+            versions.push(*version);
+        }
+    }
+    versions
+}
+
+fn group(name: &'static str) -> Value {
+    let version = |v: &&str| json!({"groupVersion": format!("{name}/{v}"), "version": v});
+    let versions: Vec<Value> = versions(name).iter().map(version).collect();
+    json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
+}
+
+fn resources(group: &'static str, version: &str) -> Value {
+    let mut resources = Vec::new();
+    let mut kinds: Vec<&Kind> = kinds_of(group).filter(|k| k.versions.contains(&version)).collect();
+    kinds.sort_by_key(|k| k.plural);
+    for kind in kinds {
+        resources.push(resource(kind));
+        resources.extend(kind.subresources.iter().map(|sub| subresource(kind, sub)));
+    }
+    let group_version = api::key::api_version(group, version);
+    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
+    if !group.is_empty() {
+        list["apiVersion"] = json!("v1");
+    }
+    list
+}
+
+fn resource(kind: &Kind) -> Value {
+    let mut entry = json!({
+        "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind, "verbs": kind.verbs,
+    });
+    if !kind.short_names.is_empty() {
+        entry["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        entry["categories"] = json!(kind.categories);
+    }
+    entry
+}
+
+fn subresource(kind: &Kind, sub: &Subresource) -> Value {
+    let mut entry = json!({
+        "name": format!("{}/{}", kind.plural, sub.name), "singularName": "", "namespaced": kind.namespaced,
+        "kind": sub.served.as_ref().map_or(kind.kind, |s| s.kind), "verbs": sub.verbs,
+    });
+    if let Some(served) = sub.served.as_ref().filter(|s| s.group != kind.group) {
+        entry["group"] = json!(served.group);
+        entry["version"] = json!(served.version);
+    }
+    entry
+}
+
+fn aggregated_group(name: &'static str) -> Value {
+    let version = |version: &str| {
+        let mut kinds: Vec<&Kind> = kinds_of(name).filter(|k| k.versions.contains(&version)).collect();
+        kinds.sort_by_key(|k| k.plural);
+        let resources: Vec<Value> = kinds.into_iter().map(|kind| aggregated_resource(kind, version)).collect();
+        json!({"version": version, "resources": resources, "freshness": "Current"})
+    };
+    let versions: Vec<Value> = versions(name).into_iter().map(version).collect();
+    let meta = if name.is_empty() { json!({"creationTimestamp": null}) } else { json!({"name": name, "creationTimestamp": null}) };
+    json!({"metadata": meta, "versions": versions})
+}
+
+fn aggregated_resource(kind: &Kind, version: &str) -> Value {
+    let mut entry = json!({
+        "resource": kind.plural,
+        "responseKind": {"group": kind.group, "version": version, "kind": kind.kind},
+        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": kind.verbs,
+    });
+    if !kind.short_names.is_empty() {
+        entry["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        entry["categories"] = json!(kind.categories);
+    }
+    let sub = |sub: &Subresource| {
+        let (group, version, name) = sub.served.as_ref().map_or((kind.group, version, kind.kind), |s| (s.group, s.version, s.kind));
+        json!({"subresource": sub.name, "responseKind": {"group": group, "version": version, "kind": name}, "verbs": sub.verbs})
+    };
+    if !kind.subresources.is_empty() {
+        entry["subresources"] = kind.subresources.iter().map(sub).collect();
+    }
+    entry
+}

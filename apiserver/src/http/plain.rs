@@ -1,0 +1,121 @@
+//! Paths that are not resources: health, version, discovery, OpenAPI, metrics, token keys, the journal.
+
+use std::sync::atomic::Ordering;
+
+use api::{GroupResource, JournalEntry, Key, Status};
+use http::Method;
+use serde_json::json;
+
+use super::info::Query;
+use super::negotiate::Shape;
+use super::respond::{self, Answer};
+use super::{App, Call};
+
+/// Answered to everyone, as upstream's always-allowed paths.
+pub fn is_open(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/healthz" | "/livez/ping" | "/readyz/ping" | "/healthz/ping")
+}
+
+pub fn health(app: &App, path: &str, query: &Query) -> Answer {
+    let ready = app.ready.load(Ordering::Acquire);
+    let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+    let stopping = app.shutdown.is_cancelled();
+    let mut checks = vec![("ping", true), ("log", true), ("storage", true)];
+    if name != "livez" {
+        checks.push(("poststarthook/rbac/bootstrap-roles", ready));
+    }
+    if name == "readyz" {
+        checks.extend([("informer-sync", true), ("shutdown", !stopping)]);
+    }
+    let excluded: Vec<&str> = query.all("exclude").collect();
+    let ok = checks.iter().all(|(check, ok)| *ok || excluded.contains(check));
+    if ok && !query.has("verbose") {
+        return respond::text(200, "ok");
+    }
+    let mut text = String::new();
+    for (check, ok) in &checks {
+        text += &if *ok { format!("[+]{check} ok\n") } else { format!("[-]{check} failed: reason withheld\n") };
+    }
+    text += &format!("{name} check {}\n", if ok { "passed" } else { "failed" });
+    respond::text(if ok { 200 } else { 500 }, text)
+}
+
+pub fn serve(app: &App, call: &Call) -> Result<Answer, Status> {
+    let path = call.info.path.trim_end_matches('/');
+    match (path, &call.method) {
+        ("/debug/journal", &Method::GET) => return Ok(journal(app, call)),
+        ("/debug/journal", &Method::POST) => return note(app, call),
+        (_, &Method::GET | &Method::HEAD) => {}
+        _ => return Err(Status::method_not_allowed()),
+    }
+    match path {
+        "/version" => Ok(respond::json(200, &version())),
+        "/metrics" => metrics(app),
+        "" | "/" => Ok(respond::json(200, &json!({"paths": app.discovery.paths()}))),
+        auth::token::Discovery::CONFIGURATION_PATH => Ok(token_document("application/json", &app.token_discovery.configuration)),
+        auth::token::Discovery::KEY_SET_PATH => Ok(token_document("application/jwk-set+json", &app.token_discovery.key_set)),
+        "/openapi/v2" | "/openapi/v3" => crate::openapi::serve(call),
+        path if path.starts_with("/openapi/v3/") => crate::openapi::serve(call),
+        path => app.discovery.serve(path, call.want.shape == Shape::Discovery, &call.headers).ok_or_else(Status::no_such_resource),
+    }
+}
+
+/// What `kubectl version` prints. We serve the API of this release.
+fn version() -> serde_json::Value {
+    json!({
+        "major": "1",
+        "minor": "33",
+        "emulationMajor": "1",
+        "emulationMinor": "33",
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "32",
+        "gitVersion": "v1.33.0",
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
+    })
+}
+
+fn metrics(app: &App) -> Result<Answer, Status> {
+    for records in app.registry.cache.kinds() {
+        app.metrics.set_objects(records.kind.group_resource().to_string(), records.len());
+    }
+    let text = app.metrics.text().map_err(Status::internal)?;
+    Ok(respond::bytes(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
+}
+
+fn token_document(content_type: &'static str, body: &str) -> Answer {
+    let mut answer = respond::bytes(200, content_type, body.to_owned());
+    respond::header(&mut answer, "cache-control", "public, max-age=3600");
+    answer
+}
+
+fn journal(app: &App, call: &Call) -> Answer {
+    let Ok(resource): Result<GroupResource, _> = call.query.get("resource").parse();
+    let key = Key::new(call.query.get("namespace"), call.query.get("name"));
+    respond::json(200, &app.registry.journal.chain(&resource, &key))
+}
+
+/// A client's word on work that wrote no object. Who it was is the server's to say.
+fn note(app: &App, call: &Call) -> Result<Answer, Status> {
+    let mut entry: JournalEntry = serde_json::from_slice(&call.body).map_err(|e| Status::bad_request(e.to_string()))?;
+    entry.revision = app.registry.cache.applied();
+    entry.user = call.caller.user.name.clone();
+    entry.agent = call.caller.agent.clone();
+    entry.verb = "note".into();
+    entry.cause = entry.cause.or_else(|| call.caller.cause.clone());
+    app.registry.journal.record(entry);
+    Ok(respond::json(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
+}
+
+/// Components report their health themselves; this old resource is served, and empty.
+pub fn no_components(call: &Call) -> Answer {
+    if call.want.shape == Shape::Table {
+        let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": [], "rows": []});
+        return respond::json(200, &table);
+    }
+    respond::json(200, &json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}))
+}

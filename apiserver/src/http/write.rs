@@ -1,0 +1,318 @@
+//! POST, PUT, PATCH and DELETE, of objects and of their subresources.
+//!
+//! Upstream counterparts: `endpoints/handlers/{create,update,patch,delete}.go`, the `rest.Storage` of each subresource (v1.33).
+
+use api::{Gvk, Status};
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use kinds::Served;
+use schema::{FieldValidation, Media};
+use serde_json::{Value, json};
+
+use super::negotiate::{self, media_type};
+use super::read::show;
+use super::respond::{self, Answer};
+use super::{App, Call, read};
+use crate::registry::delete::{DeleteOptions, Deleted};
+use crate::registry::patch::{Patch, PatchType};
+use crate::registry::record::{self, Record};
+use crate::registry::write::{Part, replacement};
+use crate::registry::{Target, WriteOptions, scale};
+
+impl Call {
+    fn write_options(&self) -> Result<WriteOptions, Status> {
+        let mut dry_run = false;
+        for value in self.query.all("dryRun") {
+            if value != "All" {
+                return Err(Status::bad_request(format!("dryRun: Unsupported value: {value:?}: supported values: \"All\"")));
+            }
+            dry_run = true;
+        }
+        Ok(WriteOptions { dry_run })
+    }
+
+    fn validation(&self) -> Result<FieldValidation, Status> {
+        match self.query.get("fieldValidation") {
+            "" | "Warn" => Ok(FieldValidation::Warn),
+            "Strict" => Ok(FieldValidation::Strict),
+            "Ignore" => Ok(FieldValidation::Ignore),
+            other => Err(Status::bad_request(format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""))),
+        }
+    }
+
+    /// The body as `expected`, with decoding warnings passed on.
+    fn decode(&self, expected: &Gvk) -> Result<Value, Status> {
+        let media = negotiate::content(&self.headers)?;
+        let has = schema::peek_gvk(&self.body, media)?;
+        let declared = !has.version.is_empty() && !has.kind.is_empty();
+        if declared && (has.group != expected.group || has.version != expected.version) {
+            let message = format!(
+                "the API version in the data ({}) does not match the expected API version ({})", has.api_version(), expected.api_version()
+            );
+            return Err(Status::bad_request(message));
+        }
+        let (object, warnings) = schema::decode(&self.body, media, expected, self.validation()?)?;
+        warnings.into_iter().for_each(|w| self.caller.warn(w));
+        Ok(object)
+    }
+
+    fn patch(&self) -> Result<Patch<'_>, Status> {
+        let value = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        Ok(Patch { patch_type: PatchType::of(media_type(value))?, body: &self.body, validation: self.validation()? })
+    }
+}
+
+fn gvk_of(served: &Served) -> Gvk {
+    Gvk::new(served.group, served.version, served.kind)
+}
+
+pub async fn create(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    if !target.subresource.is_empty() {
+        return create_subresource(app, call, target).await;
+    }
+    if !target.key.name.is_empty() {
+        return Err(Status::method_not_allowed());
+    }
+    let body = call.decode(&target.gvk())?;
+    if target.kind.kind == "Binding" {
+        let pods = kinds::by_resource("", "pods").ok_or_else(Status::no_such_resource)?;
+        let mut pod = Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
+        pod.subresource = "binding".into();
+        app.registry.bind(&call.caller, &pod, &body, &call.write_options()?).await?;
+        return Ok(success(201));
+    }
+    if let Some(answer) = app.registry.review(&call.caller, &app.authenticator, target, &body)? {
+        return Ok(respond::object(201, record::encode(&answer).into(), call.want.yaml));
+    }
+    let record = app.registry.create(&call.caller, target, body, &call.write_options()?).await?;
+    Ok(show(target, &record, call.want, &call.query, 201))
+}
+
+fn success(code: u16) -> Answer {
+    respond::json(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code}))
+}
+
+async fn create_subresource(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let sub = target.kind.subresource(&target.subresource).ok_or_else(Status::no_such_resource)?;
+    let served = sub.served.as_ref().ok_or_else(Status::method_not_allowed)?;
+    let body = call.decode(&gvk_of(served))?;
+    match target.subresource.as_str() {
+        "binding" => {
+            app.registry.bind(&call.caller, target, &body, &call.write_options()?).await?;
+            Ok(success(201))
+        }
+        "eviction" => {
+            app.registry.evict(&call.caller, target, &body, &call.write_options()?).await?;
+            Ok(success(201))
+        }
+        "token" => token(app, call, target, body),
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+fn token(app: &App, call: &Call, target: &Target, body: Value) -> Result<Answer, Status> {
+    let body = serde_json::from_value(with_spec(body)).map_err(|e| Status::bad_request(e.to_string()))?;
+    let request = auth::token::Request { namespace: &target.key.namespace, name: &target.key.name, body, now: call.caller.now };
+    let issued = app.issuer.issue(request, &*app.registry.cache)?;
+    Ok(respond::json(201, &issued.body))
+}
+
+/// A TokenRequest may come without a spec.
+fn with_spec(mut body: Value) -> Value {
+    if !body["spec"].is_object() {
+        body["spec"] = json!({});
+    }
+    if !body["spec"]["audiences"].is_array() {
+        body["spec"]["audiences"] = json!([]);
+    }
+    body
+}
+
+pub async fn update(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let (registry, options) = (&app.registry, call.write_options()?);
+    if target.subresource == "scale" {
+        let body = call.decode(&Gvk::new("autoscaling", "v1", "Scale"))?;
+        return rescale(app, call, target, &|_| Ok(body.clone())).await;
+    }
+    let object = replacement(target, call.decode(&target.gvk())?)?;
+    let change = |_: &Value| Ok(object.clone());
+    let record = match target.subresource.as_str() {
+        "" => match registry.update(&call.caller, target, Part::Main, &options, &change).await {
+            Err(status) if status.is_not_found() && target.kind.allow_create_on_update && registry.find(target).is_err() => {
+                let body = call.decode(&target.gvk())?;
+                let record = registry.create(&call.caller, target, body, &options).await?;
+                return Ok(show(target, &record, call.want, &call.query, 201));
+            }
+            outcome => outcome?,
+        },
+        _ => update_part(app, call, target, &options, &change).await?,
+    };
+    Ok(show(target, &record, call.want, &call.query, 200))
+}
+
+async fn update_part(app: &App, call: &Call, target: &Target, options: &WriteOptions, change: &crate::registry::write::Change<'_>) -> Result<std::sync::Arc<Record>, Status> {
+    let registry = &app.registry;
+    match target.subresource.as_str() {
+        "status" => registry.update(&call.caller, target, Part::Status, options, change).await,
+        "ephemeralcontainers" => registry.set_ephemeral_containers(&call.caller, target, options, change).await,
+        "resize" => registry.resize(&call.caller, target, options, change).await,
+        "finalize" => {
+            let finalize = |old: &Value| keep_all_but(old, &change(old)?, "/spec/finalizers");
+            registry.update(&call.caller, target, Part::Raw, options, &finalize).await
+        }
+        "approval" => {
+            let approve = |old: &Value| keep_all_but(old, &change(old)?, "/status/conditions");
+            let approve = |old: &Value| Ok(stamp_conditions(approve(old)?, old, call.caller.now));
+            registry.update(&call.caller, target, Part::Raw, options, &approve).await
+        }
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+/// The stored object with one field, and the revision the client names, from the new one.
+fn keep_all_but(old: &Value, new: &Value, pointer: &str) -> Result<Value, Status> {
+    let mut object = old.clone();
+    let version = new["metadata"].get("resourceVersion").cloned().unwrap_or(Value::Null);
+    crate::registry::tree::meta(&mut object).insert("resourceVersion".into(), version);
+    let mut parts = pointer.trim_start_matches('/').splitn(2, '/');
+    let (outer, inner) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let slot = crate::registry::tree::object(&mut object, outer);
+    match new.pointer(pointer).filter(|v| !v.is_null()) {
+        Some(value) => slot.insert(inner.into(), value.clone()),
+        None => slot.remove(inner),
+    };
+    Ok(object)
+}
+
+/// Conditions that came without times get them now. Upstream: `populateConditionTimestamps`.
+fn stamp_conditions(mut object: Value, old: &Value, now: jiff::Timestamp) -> Value {
+    let now = crate::registry::tree::rfc3339(now);
+    let had = old.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    for condition in object.pointer_mut("/status/conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        if had.contains(condition) {
+            continue;
+        }
+        for field in ["lastUpdateTime", "lastTransitionTime"] {
+            if condition.get(field).is_none_or(Value::is_null) {
+                condition[field] = json!(now);
+            }
+        }
+    }
+    object
+}
+
+async fn rescale(app: &App, call: &Call, target: &Target, edit: &(dyn Fn(Value) -> Result<Value, Status> + Send + Sync)) -> Result<Answer, Status> {
+    let options = call.write_options()?;
+    let change = |old: &Value| scale::rescale(target, old, edit);
+    let record = app.registry.update(&call.caller, target, Part::Main, &options, &change).await?;
+    let shown = scale::show(target, &record)?;
+    Ok(respond::object(200, record::encode(&shown).into(), call.want.yaml))
+}
+
+pub async fn patch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let patch = call.patch()?;
+    if target.subresource == "scale" {
+        return rescale(app, call, target, &|scale| patch_scale(&patch, scale)).await;
+    }
+    let options = call.write_options()?;
+    let change = |old: &Value| patch.apply(&call.caller, target, old);
+    let record = match target.subresource.as_str() {
+        "" => app.registry.update(&call.caller, target, Part::Main, &options, &change).await?,
+        _ => update_part(app, call, target, &options, &change).await?,
+    };
+    Ok(show(target, &record, call.want, &call.query, 200))
+}
+
+fn patch_scale(patch: &Patch<'_>, mut scale: Value) -> Result<Value, Status> {
+    match patch.patch_type {
+        PatchType::Json => schema::patch::json(&mut scale, patch.body)?,
+        // A Scale has no lists: merging is the same both ways.
+        PatchType::Merge | PatchType::Strategic => schema::patch::merge(&mut scale, patch.body)?,
+    }
+    Ok(scale)
+}
+
+/// From the body, or else from the query.
+fn delete_options(headers: &HeaderMap, body: &Bytes, query: &super::info::Query) -> Result<DeleteOptions, Status> {
+    let mut options = DeleteOptions::default();
+    if !body.is_empty() {
+        let media = negotiate::content(headers)?;
+        let value = match media {
+            Media::Protobuf => schema::decode(body, media, &Gvk::new("", "v1", "DeleteOptions"), FieldValidation::Ignore)?.0,
+            Media::Json => serde_json::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))?,
+            Media::Yaml => {
+                let text = std::str::from_utf8(body).map_err(|e| Status::bad_request(e.to_string()))?;
+                serde_yaml::from_str(text).map_err(|e| Status::bad_request(e.to_string()))?
+            }
+        };
+        options = serde_json::from_value(value).map_err(|e| Status::bad_request(e.to_string()))?;
+    }
+    let set = |name: &str| Some(query.get(name)).filter(|v| !v.is_empty());
+    if let Some(grace) = set("gracePeriodSeconds") {
+        options.grace_period_seconds = grace.parse().ok();
+    }
+    if let Some(policy) = set("propagationPolicy") {
+        options.propagation_policy = Some(policy.to_owned());
+    }
+    if query.has("orphanDependents") {
+        options.orphan_dependents = Some(query.flag("orphanDependents"));
+    }
+    if query.has("dryRun") {
+        options.dry_run = Some(vec!["All".into()]);
+    }
+    Ok(options)
+}
+
+/// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.
+const ANSWERS_WITH_OBJECT: [&str; 11] = [
+    "pods", "podtemplates", "resourcequotas", "serviceaccounts", "services", "persistentvolumes", "persistentvolumeclaims", "storageclasses",
+    "volumeattachments", "csidrivers", "csinodes",
+];
+
+pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let options = delete_options(&call.headers, &call.body, &call.query)?;
+    if !target.subresource.is_empty() {
+        return Err(Status::method_not_allowed());
+    }
+    match app.registry.delete(&call.caller, target, &options).await? {
+        Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => Ok(show(target, &record, call.want, &call.query, 200)),
+        Deleted::Gone(record) => Ok(respond::json(200, &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+            "details": details(target, &record),
+        }))),
+        Deleted::Waiting(record) => {
+            let accepted = options.orphan_dependents == Some(false);
+            Ok(show(target, &record, call.want, &call.query, if accepted { 202 } else { 200 }))
+        }
+    }
+}
+
+fn details(target: &Target, record: &Record) -> Value {
+    let mut details = json!({"name": record.key.name, "kind": target.kind.plural, "uid": record.uid});
+    if !target.kind.group.is_empty() {
+        details["group"] = target.kind.group.into();
+    }
+    details
+}
+
+pub async fn delete_collection(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let options = delete_options(&call.headers, &call.body, &call.query)?;
+    let selection = read::selection(call, target)?;
+    app.registry.catch_up().await?;
+    let all = Target { key: api::Key::new(target.key.namespace.clone(), ""), ..target.clone() };
+    let records = app.registry.delete_collection(&call.caller, &all, &selection, &options).await?;
+    let items: Vec<Value> = records.iter().map(|r| record::project(r.value(), record::Form { group: target.kind.group, version: target.version, metadata_only: false })).collect();
+    Ok(respond::json(200, &json!({
+        "kind": format!("{}List", target.kind.kind),
+        "apiVersion": target.kind.api_version(target.version),
+        "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
+        "items": items,
+    })))
+}
+
+/// GET of a subresource that has a shape of its own.
+pub fn show_scale(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let record = app.registry.find(target)?;
+    Ok(respond::object(200, record::encode(&scale::show(target, &record)?).into(), call.want.yaml))
+}

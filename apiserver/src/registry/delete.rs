@@ -1,0 +1,256 @@
+//! DELETE: at once, gracefully, or once every finalizer has let go.
+//!
+//! ```text
+//! finalizers (its own, or orphan / foregroundDeletion by policy) ─▶ deletionTimestamp set, the object waits
+//! a pod on a node ─▶ deletionTimestamp = now + grace; its kubelet deletes it again with grace 0
+//! otherwise ─▶ removed
+//! ```
+//! Upstream counterparts: `registry/rest/delete.go`, `Delete` and `deletionFinalizersForGarbageCollection` in `registry/store.go` (v1.33).
+
+use std::sync::Arc;
+
+use api::Status;
+use auth::admission::{self, Operation};
+use jiff::{SignedDuration, Timestamp};
+use kinds::{Kind, Propagation};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::cache::Selection;
+use super::record::Record;
+use super::tree::{self, items, number, rfc3339};
+use super::{Caller, Registry, Target, WriteOptions, unavailable};
+use crate::storage::{Expect, StoreError};
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+const MAX_SWAPS: usize = 16;
+
+/// `meta/v1 DeleteOptions`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeleteOptions {
+    pub grace_period_seconds: Option<i64>,
+    pub preconditions: Option<Preconditions>,
+    pub orphan_dependents: Option<bool>,
+    pub propagation_policy: Option<String>,
+    pub dry_run: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Preconditions {
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+}
+
+/// What became of the object.
+pub enum Deleted {
+    Gone(Arc<Record>),
+    /// Marked: finalizers or a kubelet remove it later.
+    Waiting(Arc<Record>),
+}
+
+enum Plan {
+    Remove,
+    Mark(Box<Value>),
+    /// Already on its way, no sooner than asked.
+    Leave,
+}
+
+impl DeleteOptions {
+    /// Upstream's `ValidateDeleteOptions`.
+    pub fn check(&self) -> Result<(), Status> {
+        let policies = ["Foreground", "Background", "Orphan"];
+        if let Some(policy) = &self.propagation_policy {
+            if self.orphan_dependents.is_some() {
+                return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+            }
+            if !policies.contains(&policy.as_str()) {
+                let message = format!("propagationPolicy: Unsupported value: {policy:?}: supported values: \"Background\", \"Foreground\", \"Orphan\", \"nil\"");
+                return Err(Status::bad_request(message));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run.as_ref().is_some_and(|d| !d.is_empty())
+    }
+
+    fn check_preconditions(&self, target: &Target, record: &Record) -> Result<(), Status> {
+        let Some(wanted) = &self.preconditions else { return Ok(()) };
+        let fail = |what: &str, asked: &str, has: &str| {
+            let why = format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {has}");
+            Err(Status::conflict(&target.resource(), &target.key.name, why))
+        };
+        if let Some(uid) = wanted.uid.as_deref().filter(|uid| **uid != *record.uid) {
+            return fail("UID", uid, &record.uid);
+        }
+        let has = record.revision.to_string();
+        if let Some(version) = wanted.resource_version.as_deref().filter(|v| *v != has) {
+            return fail("ResourceVersion", version, &has);
+        }
+        Ok(())
+    }
+}
+
+impl Registry {
+    pub async fn delete(&self, caller: &Caller, target: &Target, options: &DeleteOptions) -> Result<Deleted, Status> {
+        options.check()?;
+        for _ in 0..MAX_SWAPS {
+            let record = self.find(target)?;
+            options.check_preconditions(target, &record)?;
+            let old = record.value();
+            self.admit_delete(caller, target, &old, options)?;
+            match self.try_delete(caller, target, &record, old, options).await {
+                Ok(deleted) => return Ok(deleted),
+                Err(StoreError::Conflict { .. }) => self.catch_up().await?,
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        Err(Status::modified(&target.resource(), &target.key.name))
+    }
+
+    async fn try_delete(&self, caller: &Caller, target: &Target, record: &Arc<Record>, mut old: Value, options: &DeleteOptions) -> Result<Deleted, StoreError> {
+        let kind = target.storage();
+        tree::take_resource_version(&mut old);
+        match plan(kind, old, options, caller.now) {
+            Plan::Leave => Ok(Deleted::Waiting(record.clone())),
+            _ if options.is_dry_run() => Ok(Deleted::Gone(record.clone())),
+            Plan::Mark(new) => {
+                let marked = self.commit(kind, &record.key, &new, Expect::At(record.revision)).await?;
+                self.note(caller, target, "delete", &marked);
+                Ok(Deleted::Waiting(marked))
+            }
+            Plan::Remove => {
+                let gone = self.remove(record).await?;
+                self.note(caller, target, "delete", &gone);
+                Ok(Deleted::Gone(gone))
+            }
+        }
+    }
+
+    fn admit_delete(&self, caller: &Caller, target: &Target, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
+        let kind = target.storage();
+        let (resource, body) = (kind.group_resource(), kind.group_kind());
+        let write = WriteOptions { dry_run: options.is_dry_run() };
+        let request = self.request(caller, Operation::Delete, &body, &resource, target, &target.key.name, Some(old), &write);
+        let mut nothing = Value::Null;
+        admission::mutate(&request, &mut nothing).map_err(|r| r.status())?;
+        admission::validate(&request, &nothing).map_err(|r| r.status())?;
+        Ok(())
+    }
+
+    /// Delete all that the selection holds; returns them as they were.
+    pub async fn delete_collection(&self, caller: &Caller, target: &Target, selection: &Selection, options: &DeleteOptions) -> Result<Vec<Arc<Record>>, Status> {
+        options.check()?;
+        let listed = self.records(target.kind)?.list(selection, None, None, 0, self.cache.applied());
+        let records = listed.map(|l| l.records).unwrap_or_default();
+        for record in &records {
+            let one = Target { key: record.key.clone(), ..target.clone() };
+            match self.delete(caller, &one, options).await {
+                Err(status) if !status.is_not_found() => return Err(status),
+                _ => {}
+            }
+        }
+        Ok(records)
+    }
+}
+
+/// Pure: what a delete does to the object.
+fn plan(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp) -> Plan {
+    let before = object.clone();
+    let finalizers = finalizers_after(kind, &object, options);
+    set_finalizers(&mut object, finalizers);
+    let dying = tree::is_being_deleted(&object);
+    let held = !items(&object, "/metadata/finalizers").is_empty() || holds_itself(kind, &object);
+    match grace_period(kind, &object, options) {
+        Some(grace) if grace > 0 => {
+            if dying && options.grace_period_seconds.is_none_or(|asked| asked >= current_grace(&object)) {
+                return if object == before { Plan::Leave } else { Plan::Mark(Box::new(object)) };
+            }
+            mark(&mut object, grace, now);
+            return Plan::Mark(Box::new(object));
+        }
+        _ => {}
+    }
+    if !held {
+        return Plan::Remove;
+    }
+    if !dying || current_grace(&object) != 0 {
+        mark(&mut object, 0, now);
+    }
+    if kind.plural == "namespaces" && kind.group.is_empty() {
+        object["status"]["phase"] = json!("Terminating");
+    }
+    if object == before { Plan::Leave } else { Plan::Mark(Box::new(object)) }
+}
+
+fn holds_itself(kind: &Kind, object: &Value) -> bool {
+    kind.plural == "namespaces" && kind.group.is_empty() && !items(object, "/spec/finalizers").is_empty()
+}
+
+fn current_grace(object: &Value) -> i64 {
+    number(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0)
+}
+
+/// Seconds the object lives on; `None` or 0: none. The strategy knows the object's own wish.
+fn grace_period(kind: &Kind, object: &Value, options: &DeleteOptions) -> Option<i64> {
+    let default = kind.strategy.default_grace_period(object)?;
+    if default == 0 {
+        return Some(0);
+    }
+    let asked = options.grace_period_seconds.unwrap_or(default);
+    let asked = if asked < 0 { 1 } else { asked };
+    // A second delete can only shorten.
+    match tree::is_being_deleted(object) {
+        true => Some(asked.min(current_grace(object))),
+        false => Some(asked),
+    }
+}
+
+fn mark(object: &mut Value, grace: i64, now: Timestamp) {
+    let dying = tree::is_being_deleted(object);
+    let started = object.pointer("/metadata/deletionTimestamp").and_then(Value::as_str).and_then(|t| t.parse::<Timestamp>().ok());
+    let started = started.map_or(now, |end| end - SignedDuration::from_secs(current_grace(object)));
+    let end = if grace == 0 { now.min(started.max(now)) } else { started + SignedDuration::from_secs(grace) };
+    let meta = tree::meta(object);
+    meta.insert("deletionTimestamp".into(), rfc3339(end).into());
+    meta.insert("deletionGracePeriodSeconds".into(), grace.into());
+    let generation = meta.get("generation").and_then(Value::as_i64).unwrap_or(0);
+    if generation > 0 && !dying {
+        meta.insert("generation".into(), (generation + 1).into());
+    }
+}
+
+/// The finalizers with `orphan` and `foregroundDeletion` as the policy wants them.
+fn finalizers_after(kind: &Kind, object: &Value, options: &DeleteOptions) -> Vec<String> {
+    let has: Vec<&str> = items(object, "/metadata/finalizers").iter().filter_map(Value::as_str).collect();
+    let policy = options.propagation_policy.as_deref();
+    let (orphan, foreground) = match (options.orphan_dependents, policy) {
+        (Some(orphan), _) => (orphan, false),
+        (None, Some("Orphan")) => (true, false),
+        (None, Some("Foreground")) => (false, true),
+        (None, Some(_)) => (false, false),
+        (None, None) => {
+            let by_default = kind.default_propagation == Propagation::Orphan && !has.contains(&FOREGROUND);
+            (has.contains(&ORPHAN) || by_default, has.contains(&FOREGROUND))
+        }
+    };
+    let own = has.iter().filter(|f| **f != ORPHAN && **f != FOREGROUND).map(|f| (*f).to_owned());
+    own.chain(orphan.then(|| ORPHAN.to_owned())).chain(foreground.then(|| FOREGROUND.to_owned())).collect()
+}
+
+fn set_finalizers(object: &mut Value, finalizers: Vec<String>) {
+    let has: Vec<&str> = items(object, "/metadata/finalizers").iter().filter_map(Value::as_str).collect();
+    if has == finalizers {
+        return;
+    }
+    let meta = tree::meta(object);
+    if finalizers.is_empty() {
+        meta.remove("finalizers");
+    } else {
+        meta.insert("finalizers".into(), json!(finalizers));
+    }
+}

@@ -1,0 +1,337 @@
+//! Create and update: the one pipeline every write of every kind passes.
+//!
+//! Bodies come in decoded, in the request's version. Order: default → convert to the storage version → system metadata → prepare →
+//! mutating admission → normalise → validate → validating admission → addresses → compare-and-swap.
+//! Upstream counterparts: `registry/rest/{create,update}.go`, `registry/generic/registry/store.go` (v1.33).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::field::{Error as FieldError, Path};
+use api::{GroupKind, Status};
+use auth::admission::{self, Operation, Outcome, Refusal};
+use auth::authz::escalation;
+use kinds::Kind;
+use serde_json::{Value, json};
+
+use super::record::Record;
+use super::tree::{self, text};
+use super::{Caller, Registry, Target, WriteOptions, unavailable};
+use crate::storage::{Expect, StoreError};
+
+/// Lost swaps before the client is told to try again itself.
+const MAX_SWAPS: usize = 16;
+const GENERATED_NAMES: usize = 8;
+/// How long admission may wait for what a controller is about to make.
+const ADMISSION_TRIES: usize = 12;
+const ADMISSION_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which part of the object an update may touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Everything the strategy leaves to clients.
+    Main,
+    Status,
+    /// The system's own change, already in shape: bindings, conditions, finalizers.
+    Raw,
+}
+
+/// Makes the new object, in storage form, from the stored one (which carries its resourceVersion).
+pub type Change<'a> = dyn Fn(&Value) -> Result<Value, Status> + Send + Sync + 'a;
+
+impl Registry {
+    /// Store a new object. `body` is decoded, in the target's version.
+    pub async fn create(&self, caller: &Caller, target: &Target, body: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
+        let mut object = to_storage(target, body);
+        self.check_place(target, &mut object)?;
+        if !tree::take_resource_version(&mut object).is_empty() {
+            return Err(plain_error("resourceVersion should not be set on objects to be created"));
+        }
+        tree::stamp_new(&mut object, caller.now);
+        let (prefix, named) = (text(&object, "/metadata/generateName").to_owned(), !text(&object, "/metadata/name").is_empty());
+        if named || prefix.is_empty() {
+            return self.create_named(caller, target, object, options).await;
+        }
+        let mut last = None;
+        for _ in 0..GENERATED_NAMES {
+            let mut attempt = object.clone();
+            tree::meta(&mut attempt).insert("name".into(), tree::generate_name(&prefix).into());
+            match self.create_named(caller, target, attempt, options).await {
+                Err(status) if status.is_already_exists() => last = Some(status),
+                outcome => return outcome,
+            }
+        }
+        let name = last.and_then(|s| s.details.map(|d| d.name)).unwrap_or_default();
+        Err(Status::generate_name_conflict(&target.resource(), &name))
+    }
+
+    async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
+        let kind = target.storage();
+        kind.strategy.prepare_for_create(kind, &mut object);
+        let (object, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
+            let mut errors = kinds::validate_object_meta(kind, object);
+            errors.extend(kind.strategy.validate(kind, object));
+            errors
+        })
+        .await?;
+        for warning in kind.strategy.warnings(&object).into_iter().chain(outcome.warnings.clone()) {
+            caller.warn(warning);
+        }
+        let key = tree::key_of(&object);
+        if self.records(kind)?.get(&key).is_some() {
+            return Err(Status::already_exists(&target.resource(), &key.name));
+        }
+        let lease = self.addresses.assign(&self.cache, kind, &object, None)?;
+        let object = lease.object;
+        if options.dry_run {
+            return self.imagined(kind, &key, &object, 0);
+        }
+        self.charge(&outcome).await?;
+        let record = match self.commit(kind, &key, &object, Expect::Absent).await {
+            Ok(record) => record,
+            Err(StoreError::Conflict { .. }) => return Err(Status::already_exists(&target.resource(), &key.name)),
+            Err(error) => return Err(unavailable(error)),
+        };
+        drop(lease.hold);
+        self.note(caller, target, "create", &record);
+        Ok(record)
+    }
+
+    /// The object's namespace is the request's.
+    fn check_place(&self, target: &Target, object: &mut Value) -> Result<(), Status> {
+        let asked = text(object, "/metadata/namespace").to_owned();
+        if target.kind.namespaced {
+            if !asked.is_empty() && asked != target.key.namespace {
+                return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+            }
+            tree::meta(object).insert("namespace".into(), target.key.namespace.clone().into());
+        } else if asked.is_empty() {
+            tree::meta(object).remove("namespace");
+        }
+        Ok(())
+    }
+
+    /// Swap the object for what `change` makes of it, again if another write came first.
+    pub async fn update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, change: &Change<'_>) -> Result<Arc<Record>, Status> {
+        for _ in 0..MAX_SWAPS {
+            let stored = self.find(target)?;
+            match self.try_update(caller, target, part, options, &stored, change).await? {
+                Some(record) => return Ok(record),
+                None => self.catch_up().await?,
+            }
+        }
+        Err(Status::modified(&target.resource(), &target.key.name))
+    }
+
+    /// `None`: the swap was lost.
+    async fn try_update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, stored: &Arc<Record>, change: &Change<'_>) -> Result<Option<Arc<Record>>, Status> {
+        let kind = target.storage();
+        let mut old = stored.value();
+        let mut new = change(&old)?;
+        tree::take_resource_version(&mut old);
+        self.check_preconditions(target, part, &mut new, &old, stored.revision)?;
+        tree::stamp_update(&mut new, &old);
+        match part {
+            Part::Main => kind.strategy.prepare_for_update(kind, &mut new, &old),
+            Part::Status => kind.strategy.prepare_for_status_update(kind, &mut new, &old),
+            Part::Raw => {}
+        }
+        let (new, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
+            let mut errors = kinds::validate_object_meta_update(kind, new, &old);
+            errors.extend(match part {
+                Part::Main => kind.strategy.validate_update(kind, new, &old),
+                Part::Status => kind.strategy.validate_status_update(kind, new, &old),
+                Part::Raw => Vec::new(),
+            });
+            errors
+        })
+        .await?;
+        if part == Part::Main {
+            kind.strategy.warnings(&new).into_iter().for_each(|w| caller.warn(w));
+        }
+        outcome.warnings.iter().for_each(|w| caller.warn(w.clone()));
+        let lease = self.addresses.assign(&self.cache, kind, &new, Some(&old))?;
+        if lease.object == old {
+            return Ok(Some(stored.clone()));
+        }
+        if options.dry_run {
+            return self.imagined(kind, &stored.key, &lease.object, stored.revision).map(Some);
+        }
+        self.swap(caller, target, stored, &lease.object, &outcome).await
+    }
+
+    async fn swap(&self, caller: &Caller, target: &Target, stored: &Arc<Record>, new: &Value, outcome: &Outcome) -> Result<Option<Arc<Record>>, Status> {
+        self.charge(outcome).await?;
+        let verb = if target.subresource == "binding" { "bind" } else { "update" };
+        let gone = is_finished(target.storage(), new);
+        let written = if gone {
+            self.remove(stored).await
+        } else {
+            self.commit(target.storage(), &stored.key, new, Expect::At(stored.revision)).await
+        };
+        match written {
+            Ok(record) => {
+                self.note(caller, target, if gone { "delete" } else { verb }, &record);
+                Ok(Some(record))
+            }
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// The revision and uid the client names are those of the stored object.
+    fn check_preconditions(&self, target: &Target, part: Part, new: &mut Value, old: &Value, revision: u64) -> Result<(), Status> {
+        let (name, kind) = (&target.key.name, target.storage());
+        let uid = text(new, "/metadata/uid").to_owned();
+        let has = text(old, "/metadata/uid");
+        if !uid.is_empty() && uid != has {
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {has}");
+            return Err(Status::conflict(&target.resource(), name, why));
+        }
+        match tree::take_resource_version(new).as_str() {
+            "" | "0" if kind.allow_unconditional_update || part == Part::Raw => Ok(()),
+            "" | "0" => {
+                let error = FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update");
+                Err(Status::invalid(&kind.group_kind(), name, vec![error]))
+            }
+            version if version == revision.to_string() => Ok(()),
+            version if version.parse::<u64>().is_err() => {
+                let error = FieldError::invalid(&Path::new("metadata").child("resourceVersion"), version, "strconv.ParseUint: parsing \"".to_owned() + version + "\": invalid syntax");
+                Err(Status::invalid(&kind.group_kind(), name, vec![error]))
+            }
+            _ => Err(Status::modified(&target.resource(), name)),
+        }
+    }
+
+    /// Mutating admission, validation, validating admission. Waits a little where what is missing is on its way.
+    #[allow(clippy::too_many_arguments)]
+    async fn admit(
+        &self, caller: &Caller, target: &Target, operation: Operation, object: Value, old: Option<&Value>, options: &WriteOptions,
+        validate: impl Fn(&Value) -> Vec<FieldError>,
+    ) -> Result<(Value, Outcome), Status> {
+        let mut tries = 0;
+        loop {
+            match self.admit_once(caller, target, operation, object.clone(), old, options, &validate) {
+                Ok(admitted) => return Ok(admitted),
+                Err(Refusal::Transient(_)) if tries < ADMISSION_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(ADMISSION_PAUSE).await;
+                }
+                Err(refusal) => return Err(refusal.status()),
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn admit_once(
+        &self, caller: &Caller, target: &Target, operation: Operation, mut object: Value, old: Option<&Value>, options: &WriteOptions,
+        validate: &impl Fn(&Value) -> Vec<FieldError>,
+    ) -> Result<(Value, Outcome), Refusal> {
+        let kind = target.storage();
+        let (resource, body) = (kind.group_resource(), kind.group_kind());
+        let name = if target.key.name.is_empty() { text(&object, "/metadata/name").to_owned() } else { target.key.name.clone() };
+        let request = self.request(caller, operation, &body, &resource, target, &name, old, options);
+        admission::mutate(&request, &mut object)?;
+        schema::normalize(&kind.storage_gvk(), &mut object);
+        if text(&object, "/metadata/name").is_empty() && !text(&object, "/metadata/generateName").is_empty() {
+            tree::meta(&mut object).insert("name".into(), name.clone().into());
+        }
+        let errors = validate(&object);
+        if !errors.is_empty() {
+            return Err(Status::invalid(&body, text(&object, "/metadata/name"), errors).into());
+        }
+        if kind.group == "rbac.authorization.k8s.io" {
+            let write = escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: &object, old };
+            escalation::check(&write, &self.authorizer)?;
+        }
+        let outcome = admission::validate(&request, &object)?;
+        Ok((object, outcome))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn request<'a>(
+        &'a self, caller: &'a Caller, operation: Operation, body: &'a GroupKind, resource: &'a api::GroupResource, target: &'a Target,
+        name: &'a str, old: Option<&'a Value>, options: &WriteOptions,
+    ) -> admission::Request<'a> {
+        admission::Request {
+            user: &caller.user,
+            operation,
+            kind: body,
+            resource,
+            subresource: &target.subresource,
+            namespace: &target.key.namespace,
+            name,
+            old,
+            dry_run: options.dry_run,
+            now: caller.now,
+            lookup: &*self.cache,
+            authorizer: &self.authorizer,
+        }
+    }
+
+    /// Write what the quotas will hold once this object exists.
+    async fn charge(&self, outcome: &Outcome) -> Result<(), Status> {
+        let Some(kind) = kinds::by_resource("", "resourcequotas") else { return Ok(()) };
+        for charge in &outcome.charges {
+            let mut quota = charge.quota.clone();
+            let revision = tree::take_resource_version(&mut quota).parse().unwrap_or_default();
+            let key = tree::key_of(&quota);
+            match self.commit(kind, &key, &quota, Expect::At(revision)).await {
+                Ok(_) => {}
+                Err(StoreError::Conflict { .. }) => return Err(Status::modified(&kind.group_resource(), &key.name)),
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A decoded body as the storage version has it, defaulted and in Go's habits.
+pub fn to_storage(target: &Target, mut body: Value) -> Value {
+    let gvk = target.gvk();
+    schema::default(&gvk, &mut body);
+    let stored = target.storage().storage_gvk();
+    if stored == gvk {
+        schema::normalize(&stored, &mut body);
+        return body;
+    }
+    let mut object = kinds::convert(body, &stored.api_version());
+    schema::default(&stored, &mut object);
+    schema::normalize(&stored, &mut object);
+    object
+}
+
+/// Nothing holds a dying object any more: the update that let go of it removes it.
+fn is_finished(kind: &Kind, object: &Value) -> bool {
+    let held = !tree::items(object, "/metadata/finalizers").is_empty();
+    let namespace_held = kind.plural == "namespaces" && !tree::items(object, "/spec/finalizers").is_empty();
+    let grace = tree::number(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0);
+    tree::is_being_deleted(object) && !held && !namespace_held && grace == 0
+}
+
+/// An error upstream returns without a reason: 500 and the bare text.
+pub fn plain_error(message: &str) -> Status {
+    Status { code: 500, reason: api::status::Reason::Unknown, message: message.into(), details: None }
+}
+
+/// The whole-object replacement a PUT asks for.
+pub fn replacement(target: &Target, body: Value) -> Result<Value, Status> {
+    let mut object = to_storage(target, body);
+    let (name, namespace) = (text(&object, "/metadata/name").to_owned(), text(&object, "/metadata/namespace").to_owned());
+    if name.is_empty() {
+        return Err(Status::bad_request("name must be provided"));
+    }
+    if name != target.key.name {
+        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.key.name);
+        return Err(Status::bad_request(message));
+    }
+    if namespace.is_empty() {
+        if target.kind.namespaced {
+            tree::meta(&mut object).insert("namespace".into(), json!(target.key.namespace));
+        }
+    } else if namespace != target.key.namespace {
+        let message = format!("the namespace of the object ({namespace}) does not match the namespace on the URL ({})", target.key.namespace);
+        return Err(Status::bad_request(message));
+    }
+    Ok(object)
+}

@@ -1,0 +1,58 @@
+//! Certificates and keys of this server, as rustls configurations.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::Config;
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+    let list = read().map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    if list.is_empty() { Err(anyhow!("{} holds no certificate", path.display())) } else { Ok(list) }
+}
+
+fn key(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path).map_err(|e| anyhow!("{}: {e}", path.display()))
+}
+
+fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate).with_context(|| format!("a CA in {}", path.display()))?;
+    }
+    Ok(roots)
+}
+
+/// Clients may show a certificate; one that is shown must be signed by the client CA.
+pub fn server(config: &Config) -> anyhow::Result<ServerConfig> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider()).allow_unauthenticated().build()?;
+    let mut tls = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(certificates(&config.tls_cert_file)?, key(&config.tls_private_key_file)?)?;
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+/// `None` without a client certificate: kubelets can't be reached then.
+pub fn kubelet_client(config: &Config) -> anyhow::Result<Option<ClientConfig>> {
+    let (Some(certificate), Some(private)) = (&config.kubelet_client_certificate, &config.kubelet_client_key) else { return Ok(None) };
+    let authority = config.kubelet_certificate_authority.as_ref().unwrap_or(&config.client_ca_file);
+    let tls = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(authority)?)
+        .with_client_auth_cert(certificates(certificate)?, key(private)?)?;
+    Ok(Some(tls))
+}
