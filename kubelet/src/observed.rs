@@ -108,7 +108,7 @@ pub async fn observe(runtime: &Cri, uid: &str, exited: &mut Exited) -> Result<Ob
         observed.containers.push(instance);
     }
     exited.retain(|id, _| observed.containers.iter().any(|c| c.id == *id));
-    observed.sandboxes.sort_by(|a, b| b.created_at.cmp(&a.created_at));
+    observed.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.created_at));
     observed.containers.sort_by(|a, b| b.created_at.cmp(&a.created_at).then(b.restarts.cmp(&a.restarts)));
     Ok(observed)
 }

@@ -135,7 +135,7 @@ fn container_status(inputs: &Inputs, container: &Container, init: bool, old: Opt
     if let Some(run) = current.filter(|_| running) {
         let health = inputs.health.get(&run.id).copied().unwrap_or_default();
         status.started = Some(health.started);
-        status.ready = health.started && health.ready && !(init && !container.is_sidecar());
+        status.ready = health.started && health.ready;
     }
     if init && !container.is_sidecar() {
         status.ready = current.is_some_and(|run| run.state == State::Exited && run.exit_code == 0);

@@ -8,7 +8,6 @@ mod stats;
 mod stream;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -43,20 +42,18 @@ pub async fn run(kubelet: Arc<Kubelet>, serving: Arc<Serving>) -> Result<()> {
     Ok(())
 }
 
-fn handle(kubelet: Arc<Kubelet>, delegated: Arc<Delegated>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Response<Body>> + Send {
-    async move {
-        let path = request.uri().path().to_owned();
-        for (index, action) in actions(&kubelet.config.node_name, request.method(), &path).into_iter().enumerate().rev() {
-            match delegated.check(&peer, request.headers(), action).await {
-                Ok(_) => break,
-                Err(refusal) if index == 0 => return https::text(refusal.code(), refusal.to_string()),
-                Err(_) => {}
-            }
+async fn handle(kubelet: Arc<Kubelet>, delegated: Arc<Delegated>, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    for (index, action) in actions(&kubelet.config.node_name, request.method(), &path).into_iter().enumerate().rev() {
+        match delegated.check(&peer, request.headers(), action).await {
+            Ok(_) => break,
+            Err(refusal) if index == 0 => return https::text(refusal.code(), refusal.to_string()),
+            Err(_) => {}
         }
-        match route(&kubelet, request, &path).await {
-            Ok(response) => response,
-            Err((code, message)) => https::text(code, message),
-        }
+    }
+    match route(&kubelet, request, &path).await {
+        Ok(response) => response,
+        Err((code, message)) => https::text(code, message),
     }
 }
 
