@@ -27,6 +27,8 @@ mod proxy;
 mod ruleset;
 #[cfg(test)]
 mod snapshots;
+#[cfg(test)]
+mod traffic;
 
 /// The flags, with upstream's names.
 #[derive(Clone, Debug, clap::Parser)]
