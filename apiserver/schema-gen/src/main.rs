@@ -1,10 +1,11 @@
 //! Writes what `schema` compiles in: the table of types (`schema/src/generated.rs`) and the OpenAPI documents (`schema/openapi/`).
 //!
 //! Sources, all at v1.33: `go-types.txt` (Go struct tags), the text of the `k8s-pb` crate (comments with `+listType` and the like),
-//! the schemas of `k8s-openapi` (descriptions, required fields). Run from this folder: `cargo run --release`. The output is committed.
+//! which also has the descriptions, and the `KINDS` table for the paths. Run from this folder: `cargo run --release`. The output is committed.
 
 mod markers;
 mod openapi;
+mod paths;
 mod table;
 mod types;
 
@@ -18,7 +19,7 @@ fn main() -> Result<()> {
     let mut types = types::parse(&std::fs::read_to_string(here.join("go-types.txt"))?)?;
     markers::read(&crate_source("k8s-pb-0.9.0")?.join("src"), &mut types)?;
     std::fs::write(schema.join("src/generated.rs"), table::emit(&types)).context("write the table")?;
-    openapi::write(&types, &schema.join("openapi"))
+    openapi::write(&types, &schema)
 }
 
 /// Where cargo keeps a crate's source.

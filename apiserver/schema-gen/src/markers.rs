@@ -34,6 +34,7 @@ fn read_module(text: &str, package: &str, types: &mut Types) {
             let name = rest.trim_end_matches([' ', '{', '}']).to_owned();
             current = types.get_mut(&format!("{package}.{name}")).map(|t| {
                 t.atomic = comments.contains(&"+structType=atomic");
+                t.description = description(&comments);
                 format!("{package}.{name}")
             });
             comments.clear();
@@ -54,6 +55,25 @@ fn tag(attribute: &str) -> Option<u32> {
 fn mark(of: &mut Type, tag: u32, comments: &[&str]) {
     let Some(field) = of.fields.iter_mut().find(|field| field.tag == tag) else { return };
     comments.iter().filter_map(|comment| comment.strip_prefix('+')).for_each(|marker| apply(field, marker));
+    field.description = description(comments);
+}
+
+/// A comment as openapi-gen renders it: paragraphs, without markers, notes to self, and what follows `---`.
+fn description(comments: &[&str]) -> String {
+    let prose = comments.iter().take_while(|line| **line != "---").filter(|line| !line.starts_with('+') && !line.starts_with("TODO"));
+    let mut text = String::new();
+    for line in prose {
+        match (line.is_empty(), text.is_empty() || text.ends_with('\n')) {
+            (true, false) => text.push_str("\n\n"),
+            (true, true) => {}
+            (false, true) => text.push_str(line),
+            (false, false) => {
+                text.push(' ');
+                text.push_str(line);
+            }
+        }
+    }
+    text.trim_end().replace("\\[", "[").replace("\\]", "]").replace("\\<", "<").replace("\\>", ">")
 }
 
 fn apply(field: &mut Field, marker: &str) {

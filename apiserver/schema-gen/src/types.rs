@@ -21,6 +21,7 @@ pub struct Field {
     pub map_keys: Vec<String>,
     pub default: Option<String>,
     pub optional: bool,
+    pub description: String,
     /// `+structType=atomic` or `+mapType=atomic`.
     pub atomic: bool,
 }
@@ -31,6 +32,7 @@ pub struct Type {
     pub kind: bool,
     /// `+structType=atomic` on the type.
     pub atomic: bool,
+    pub description: String,
     pub fields: Vec<Field>,
 }
 
