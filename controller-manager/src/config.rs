@@ -36,10 +36,6 @@ pub struct Config {
     /// Longest life of a signed certificate
     #[arg(long, default_value = "8760h", value_parser = duration)]
     pub cluster_signing_duration: Duration,
-    /// Signs legacy service account token Secrets
-    #[arg(long, value_name = "FILE")]
-    pub service_account_private_key_file: Option<PathBuf>,
-
     /// How long a silent node stays trusted
     #[arg(long, default_value = "50s", value_parser = duration)]
     pub node_monitor_grace_period: Duration,
@@ -53,7 +49,7 @@ pub struct Config {
     /// Lead only while holding the lease kube-system/kube-controller-manager
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
     pub leader_elect: bool,
-    /// `*` for all that are on by default, `foo` to add, `-foo` to leave out
+    /// `*` for all, `foo` for one, `-foo` to leave one out of all
     #[arg(long, value_delimiter = ',', default_value = "*", allow_hyphen_values = true)]
     pub controllers: Vec<String>,
 }
@@ -82,9 +78,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 impl Config {
     /// Is this controller asked for?
-    pub fn enables(&self, name: &str, by_default: bool) -> bool {
+    pub fn enables(&self, name: &str) -> bool {
         let listed = |entry: &str| self.controllers.iter().any(|wanted| wanted == entry);
-        listed(name) || (by_default && listed("*") && !listed(&format!("-{name}")))
+        listed(name) || (listed("*") && !listed(&format!("-{name}")))
     }
 }
 
@@ -105,11 +101,10 @@ mod tests {
 
     #[test]
     fn controllers_are_chosen_as_upstream() {
-        let config = Config::parse_from(["x", "--controllers=*,-job-controller,extra"]);
-        assert!(config.enables("deployment-controller", true));
-        assert!(!config.enables("job-controller", true));
-        assert!(config.enables("extra", false));
-        assert!(!config.enables("other", false));
+        let config = Config::parse_from(["x", "--controllers=*,-job-controller"]);
+        assert!(config.enables("deployment-controller") && !config.enables("job-controller"));
+        let config = Config::parse_from(["x", "--controllers=extra"]);
+        assert!(config.enables("extra") && !config.enables("other"));
         assert!(config.leader_elect && !Config::parse_from(["x", "--leader-elect=false"]).leader_elect);
     }
 }

@@ -43,7 +43,7 @@ async fn run_controllers(config: Config, client: kube::Client, token: Cancellati
     let context = Arc::new(Context { client, informers, config: Arc::new(config), token });
     let mut running = JoinSet::new();
     for row in controllers::CONTROLLERS {
-        if context.config.enables(row.name, row.by_default) {
+        if context.config.enables(row.name) {
             tracing::info!(controller = row.name, "starting");
             running.spawn((row.run)(context.clone()));
         }

@@ -1,9 +1,11 @@
 //! The table of controllers: a new one is a file here and a row below.
 
 pub mod clusterrole_aggregation;
+pub mod cronjob;
 pub mod csr;
 pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage_collector;
@@ -16,8 +18,10 @@ pub mod replicaset;
 pub mod replication;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod taint_eviction;
 pub mod ttl_after_finished;
+pub mod volume_protection;
 
 use std::sync::Arc;
 
@@ -28,36 +32,40 @@ use crate::context::Context;
 pub struct Controller {
     /// Upstream's name, as in `--controllers`.
     pub name: &'static str,
-    pub by_default: bool,
     /// Runs until the context's token is cancelled.
     pub run: fn(Arc<Context>) -> BoxFuture<'static, anyhow::Result<()>>,
 }
 
 macro_rules! row {
-    ($name:literal, $($controller:ident)::+) => {
-        Controller { name: $name, by_default: true, run: |context| Box::pin($($controller)::+::run(context)) }
+    ($name:literal, $run:path) => {
+        Controller { name: $name, run: |context| Box::pin($run(context)) }
     };
 }
 
 pub const CONTROLLERS: &[Controller] = &[
-    row!("certificatesigningrequest-approving-controller", csr::approving),
-    row!("certificatesigningrequest-cleaner-controller", csr::cleaner),
-    row!("certificatesigningrequest-signing-controller", csr::signing),
-    row!("clusterrole-aggregation-controller", clusterrole_aggregation),
-    row!("daemonset-controller", daemonset),
-    row!("deployment-controller", deployment),
-    row!("endpoints-controller", endpoints),
-    row!("endpointslice-controller", endpointslice),
-    row!("garbage-collector-controller", garbage_collector),
-    row!("job-controller", job),
-    row!("namespace-controller", namespace),
-    row!("node-ipam-controller", node_ipam),
-    row!("node-lifecycle-controller", node_lifecycle),
-    row!("pod-garbage-collector-controller", pod_gc),
-    row!("replicaset-controller", replicaset),
-    row!("replicationcontroller-controller", replication),
-    row!("root-ca-certificate-publisher-controller", root_ca),
-    row!("serviceaccount-controller", serviceaccount),
-    row!("taint-eviction-controller", taint_eviction),
-    row!("ttl-after-finished-controller", ttl_after_finished),
+    row!("certificatesigningrequest-approving-controller", csr::approving::run),
+    row!("certificatesigningrequest-cleaner-controller", csr::cleaner::run),
+    row!("certificatesigningrequest-signing-controller", csr::signing::run),
+    row!("clusterrole-aggregation-controller", clusterrole_aggregation::run),
+    row!("cronjob-controller", cronjob::run),
+    row!("daemonset-controller", daemonset::run),
+    row!("deployment-controller", deployment::run),
+    row!("disruption-controller", disruption::run),
+    row!("endpoints-controller", endpoints::run),
+    row!("endpointslice-controller", endpointslice::run),
+    row!("garbage-collector-controller", garbage_collector::run),
+    row!("job-controller", job::run),
+    row!("namespace-controller", namespace::run),
+    row!("node-ipam-controller", node_ipam::run),
+    row!("node-lifecycle-controller", node_lifecycle::run),
+    row!("persistentvolume-protection-controller", volume_protection::run_volumes),
+    row!("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
+    row!("pod-garbage-collector-controller", pod_gc::run),
+    row!("replicaset-controller", replicaset::run),
+    row!("replicationcontroller-controller", replication::run),
+    row!("root-ca-certificate-publisher-controller", root_ca::run),
+    row!("serviceaccount-controller", serviceaccount::run),
+    row!("statefulset-controller", statefulset::run),
+    row!("taint-eviction-controller", taint_eviction::run),
+    row!("ttl-after-finished-controller", ttl_after_finished::run),
 ];

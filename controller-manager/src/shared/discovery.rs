@@ -13,8 +13,9 @@ pub struct Resource {
 /// Each resource once, in its preferred version, if it can be listed, watched and deleted.
 pub async fn resources(client: &Client) -> kube::Result<Vec<Resource>> {
     let discovered = match Discovery::new(client.clone()).run_aggregated().await {
-        Ok(discovered) => discovered,
-        Err(_) => Discovery::new(client.clone()).run().await?,
+        // A server that does not know the aggregated form answers with something that reads as empty.
+        Ok(discovered) if discovered.groups().next().is_some() => discovered,
+        _ => Discovery::new(client.clone()).run().await?,
     };
     let mut found = Vec::new();
     for group in discovered.groups() {
