@@ -96,6 +96,11 @@ async fn ensure_service(registry: &Registry, caller: &Caller, reach: &Reach) -> 
 }
 
 async fn ensure_endpoints(registry: &Registry, caller: &Caller, reach: &Reach) -> Result<(), Status> {
+    if reach.address.is_loopback() {
+        // Endpoints can't hold it: a pod would reach itself.
+        tracing::warn!(address = %reach.address, "a loopback address can't be advertised: default/kubernetes has no endpoints");
+        return Ok(());
+    }
     let (ip, port) = (reach.address.to_string(), reach.port);
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",

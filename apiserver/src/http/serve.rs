@@ -32,7 +32,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub async fn serve(app: Arc<App>, listener: TcpListener, tls: Arc<ServerConfig>) {
     let acceptor = TlsAcceptor::from(tls);
     let server = Arc::new(server());
-    let graceful = Arc::new(GracefulShutdown::new());
+    let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -51,9 +51,7 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, tls: Arc<ServerConfig>)
         }
     }
     drop(listener);
-    if let Some(graceful) = Arc::into_inner(graceful)
-        && tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err()
-    {
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::info!("some requests were cut off");
     }
 }

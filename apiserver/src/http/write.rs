@@ -118,8 +118,11 @@ fn token(app: &App, call: &Call, target: &Target, body: Value) -> Result<Answer,
     Ok(respond::json(201, &issued.body))
 }
 
-/// A TokenRequest may come without a spec.
+/// A TokenRequest may come without a spec; what it says of a status is nothing.
 fn with_spec(mut body: Value) -> Value {
+    if let Some(body) = body.as_object_mut() {
+        body.remove("status");
+    }
     if !body["spec"].is_object() {
         body["spec"] = json!({});
     }

@@ -50,8 +50,8 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let Some(held) = &self.held else { return };
         let mut held = held.lock();
-        self.ips.iter().for_each(|ip| drop(held.ips.remove(ip)));
-        self.ports.iter().for_each(|port| drop(held.ports.remove(port)));
+        held.ips.retain(|ip| !self.ips.contains(ip));
+        held.ports.retain(|port| !self.ports.contains(port));
     }
 }
 

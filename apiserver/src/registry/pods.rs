@@ -70,11 +70,10 @@ impl Registry {
         let tree = pod.value();
         let over = matches!(text(&tree, "/status/phase"), "Succeeded" | "Failed" | "Pending") || tree::is_being_deleted(&tree);
         if !over {
-            self.charge_budget(caller, target, &pod, &tree, options).await?;
-            let unchanged = delete.preconditions.get_or_insert_default();
+            self.charge_budget(caller, target, &pod, options).await?;
+            let unchanged: &mut Preconditions = delete.preconditions.get_or_insert_default();
             unchanged.uid.get_or_insert_with(|| pod.uid.to_string());
         }
-        let _: Preconditions = delete.preconditions.clone().unwrap_or_default();
         let plain = Target { subresource: String::new(), ..target.clone() };
         match self.delete(caller, &plain, &delete).await? {
             Deleted::Gone(_) | Deleted::Waiting(_) => Ok(()),
@@ -82,7 +81,7 @@ impl Registry {
     }
 
     /// Take one disruption from the budget that covers the pod.
-    async fn charge_budget(&self, caller: &Caller, target: &Target, pod: &Record, tree: &Value, options: &WriteOptions) -> Result<(), Status> {
+    async fn charge_budget(&self, caller: &Caller, target: &Target, pod: &Record, options: &WriteOptions) -> Result<(), Status> {
         let Some(kind) = kinds::by_resource("policy", "poddisruptionbudgets") else { return Ok(()) };
         let budgets = self.records(kind)?.list(&Selection::in_namespace(&pod.key.namespace), None, None, 0, 0);
         let covering: Vec<Arc<Record>> = budgets.map(|l| l.records).unwrap_or_default().into_iter().filter(|b| covers(&b.value(), pod)).collect();
@@ -91,7 +90,6 @@ impl Registry {
             [one] => one,
             _ => return Err(super::write::plain_error("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
         };
-        let _ = tree;
         let mut at = Target::stored(kind, budget.key.clone());
         at.subresource = "status".into();
         let (name, now) = (target.key.name.clone(), caller.now);

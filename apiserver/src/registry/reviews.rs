@@ -19,6 +19,9 @@ use super::{Caller, Registry, Target};
 impl Registry {
     /// Answer a review. `None`: the kind is not a review.
     pub fn review(&self, caller: &Caller, authenticator: &Authenticator, target: &Target, body: &Value) -> Result<Option<Value>, Status> {
+        if !target.kind.is_virtual() {
+            return Ok(None);
+        }
         let mut answer = body.clone();
         let errors = target.kind.strategy.validate(target.kind, body);
         if !errors.is_empty() {
