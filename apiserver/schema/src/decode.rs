@@ -67,6 +67,13 @@ fn peek(body: &[u8], media: Media) -> Result<Gvk, String> {
 ///
 /// Errors: 400, in upstream's words, for what can't be parsed, is of another kind, has wrong types, or (`Strict`) unknown or duplicate fields.
 pub fn decode(body: &[u8], media: Media, expected: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+    let (mut object, warnings) = decode_as_written(body, media, expected, validation)?;
+    normalize(expected, &mut object);
+    Ok((object, warnings))
+}
+
+/// The same, with nothing filled in: what a server-side apply speaks of is exactly what its author wrote.
+pub fn decode_as_written(body: &[u8], media: Media, expected: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
     let unrecognized = |why: String| {
         Status::bad_request(format!("the object provided is unrecognized (must be of type {}): {why} ({})", expected.kind, summary(body)))
     };
@@ -90,7 +97,9 @@ pub fn decode_value(object: Value, expected: &Gvk, validation: FieldValidation) 
     let t = lookup(expected).ok_or_else(|| Status::bad_request(not_registered(expected)))?;
     let mut walk = Walk::default();
     let parsed = walk.object(object, t).map_err(|e| e.to_string());
-    walk.finish(parsed, expected, validation)
+    let (mut object, warnings) = walk.finish(parsed, expected, validation)?;
+    normalize(expected, &mut object);
+    Ok((object, warnings))
 }
 
 fn yaml<T>(body: &[u8], read: impl FnOnce(serde_yaml::Deserializer<'_, '_>) -> Result<T, serde_yaml::Error>) -> Result<T, String> {
@@ -203,7 +212,6 @@ impl Walk {
         if validation == FieldValidation::Strict && !self.strict.is_empty() {
             return Err(cannot_handle(gvk, format!("strict decoding error: {}", self.strict.join(", "))));
         }
-        normalize(gvk, &mut object);
         if let Value::Object(map) = &mut object {
             map.insert("apiVersion".to_owned(), gvk.api_version().into());
             map.insert("kind".to_owned(), gvk.kind.clone().into());
@@ -436,5 +444,100 @@ impl Seed<'_> {
             map.insert(name, value);
         }
         Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment() -> Gvk {
+        Gvk::new("apps", "v1", "Deployment")
+    }
+
+    fn refused(body: &str, media: Media) -> String {
+        decode(body.as_bytes(), media, &deployment(), FieldValidation::Strict).unwrap_err().message
+    }
+
+    #[test]
+    fn refusals_read_as_upstreams() {
+        let head = "Deployment in version \"v1\" cannot be handled as a Deployment: ";
+        let cases = [
+            (r#"{"spec":{"replicas":"3"}}"#, format!("{head}json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32")),
+            (r#"{"spec":{"replicas":1.5}}"#, format!("{head}json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32")),
+            (r#"{"spec":[]}"#, format!("{head}json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec")),
+            (
+                r#"{"spec":{"template":{"spec":{"containers":{}}}}}"#,
+                format!("{head}json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container"),
+            ),
+            (
+                r#"{"spec":{"template":{"spec":{"containers":[{"image":1}]}}}}"#,
+                format!("{head}json: cannot unmarshal number into Go struct field Container.spec.template.spec.containers.image of type string"),
+            ),
+            (
+                r#"{"metadata":{"labels":{"a":true}}}"#,
+                format!("{head}json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels of type string"),
+            ),
+            (
+                r#"{"spec":{"foo":1,"replicas":1,"replicas":2,"template":{"spec":{"containers":[{"bar":1}]}}}}"#,
+                format!("{head}strict decoding error: unknown field \"spec.foo\", duplicate field \"spec.replicas\", unknown field \"spec.template.spec.containers[0].bar\""),
+            ),
+            (
+                r#"{"spec":{"template":{"spec":{"containers":[{"resources":{"limits":{"cpu":"x"}}}]}}}}"#,
+                format!("{head}quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"),
+            ),
+            (
+                r#"{"kind":"Pod","apiVersion":"v1"}"#,
+                "Pod in version \"v1\" cannot be handled as a Deployment: converting (v1.Pod) to (apps.Deployment): unknown conversion".to_owned(),
+            ),
+            (
+                r#"{"kind":"Deployment","apiVersion":"apps/v1beta1"}"#,
+                "the API version in the data (apps/v1beta1) does not match the expected API version (apps/v1)".to_owned(),
+            ),
+            (
+                r#"{"kind":"Deployment""#,
+                "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; json parse error: unexpected end of JSON input ({\"kind\":\"Deployment\")".to_owned(),
+            ),
+        ];
+        for (body, message) in cases {
+            assert_eq!(refused(body, Media::Json), message, "{body}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_warn_and_are_dropped() {
+        let body = br#"{"spec":{"foo":1}}"#;
+        let (object, warnings) = decode(body, Media::Json, &deployment(), FieldValidation::Warn).unwrap();
+        assert_eq!(warnings, ["unknown field \"spec.foo\""]);
+        assert_eq!(object["spec"].get("foo"), None);
+        assert_eq!(object["kind"], "Deployment");
+        let (_, warnings) = decode(body, Media::Json, &deployment(), FieldValidation::Ignore).unwrap();
+        assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn yaml_reads_as_go_reads_it() {
+        let body = "metadata:\n  name: web\nspec:\n  paused: yes\n  template:\n    spec:\n      volumes:\n      - name: v\n        configMap: {name: c, defaultMode: 0644}\n      containers:\n      - name: a\n        resources: {limits: {cpu: 1, memory: 1024Mi}}\n";
+        let (object, _) = decode(body.as_bytes(), Media::Yaml, &deployment(), FieldValidation::Strict).unwrap();
+        assert_eq!(object["spec"]["paused"], true);
+        let pod = &object["spec"]["template"]["spec"];
+        assert_eq!(pod["volumes"][0]["configMap"]["defaultMode"], 420);
+        assert_eq!(pod["containers"][0]["resources"]["limits"], serde_json::json!({"cpu": "1", "memory": "1Gi"}));
+        assert_eq!(refused("spec: {replicas: 1, replicas: 2}", Media::Yaml).split(": ").last(), Some("duplicate field \"spec.replicas\""));
+    }
+
+    #[test]
+    fn written_as_go_writes() {
+        let (object, _) = decode(b"{}", Media::Json, &deployment(), FieldValidation::Strict).unwrap();
+        let expected = serde_json::json!({
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"creationTimestamp": null},
+            "spec": {"selector": null, "strategy": {}, "template": {"metadata": {"creationTimestamp": null}, "spec": {"containers": null}}},
+            "status": {},
+        });
+        assert_eq!(object, expected);
+        let bytes = crate::encode_protobuf(&deployment(), &object);
+        assert_eq!(decode(&bytes, Media::Protobuf, &deployment(), FieldValidation::Strict).unwrap().0, expected);
+        let (written, _) = decode_as_written(b"{\"spec\":{\"paused\":false}}", Media::Json, &deployment(), FieldValidation::Strict).unwrap();
+        assert_eq!(written["spec"], serde_json::json!({"paused": false}));
     }
 }

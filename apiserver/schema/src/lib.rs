@@ -7,6 +7,7 @@
 mod decode;
 mod defaults;
 mod generated;
+pub mod managed;
 mod normalize;
 pub mod openapi;
 pub mod patch;
@@ -14,7 +15,7 @@ mod protobuf;
 mod scalar;
 pub mod types;
 
-pub use decode::{FieldValidation, Media, decode, decode_value, peek_gvk};
+pub use decode::{FieldValidation, Media, decode, decode_as_written, decode_value, peek_gvk};
 pub use defaults::default;
 pub use normalize::normalize;
 pub use protobuf::encode as encode_protobuf;

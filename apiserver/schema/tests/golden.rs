@@ -4,7 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-use api::key::Gvk;
 use schema::{FieldValidation, Media, decode, encode_protobuf, lookup, peek_gvk};
 use serde_json::Value;
 
@@ -18,7 +17,7 @@ fn golden() -> Option<PathBuf> {
     None
 }
 
-/// The stable kinds' files without their ending.
+/// The stable kinds' files without their ending. A WatchEvent has no kind in JSON, so nothing to look it up by.
 fn stems(folder: &Path) -> Vec<PathBuf> {
     let mut stems: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
@@ -27,7 +26,7 @@ fn stems(folder: &Path) -> Vec<PathBuf> {
         .map(|path| path.with_extension(""))
         .filter(|path| {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            !name.contains("alpha") && !name.contains("beta") && !name.contains("after_roundtrip")
+            !name.contains("alpha") && !name.contains("beta") && !name.contains("after_roundtrip") && !name.contains("WatchEvent")
         })
         .collect();
     stems.sort();
