@@ -13,7 +13,7 @@ use api::key::Key;
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use machinery::CancellationToken;
 use parking_lot::Mutex;
@@ -32,6 +32,10 @@ pub enum Error {
 
 /// How long a reader waits for an object's first word from the API server.
 const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// The Node authorizer may hear of a new pod a moment after we do, so the first retry comes soon.
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LAST_RETRY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -132,7 +136,8 @@ where
     async fn follow(&self, key: Key, sender: watch::Sender<Option<Option<Arc<K>>>>) {
         let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
         let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, config));
+        let mut delay = FIRST_RETRY;
         let mut listed = None;
         while let Some(event) = events.next().await {
             let news = match event {
@@ -148,10 +153,13 @@ where
                 Ok(watcher::Event::Apply(object)) => Some(Arc::new(object)),
                 Ok(watcher::Event::Delete(_)) => None,
                 Err(error) => {
-                    tracing::warn!(%key, kind = self.kind, %error, "watch");
+                    tracing::debug!(%key, kind = self.kind, %error, "watch; retrying");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(LAST_RETRY);
                     continue;
                 }
             };
+            delay = FIRST_RETRY;
             sender.send_replace(Some(news));
             let users = self.entries.lock().get(&key).map(|e| e.users.clone()).unwrap_or_default();
             users.iter().for_each(|uid| (self.wake)(uid));

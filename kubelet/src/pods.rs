@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Notify, watch};
 
+use crate::cri::Cri;
 use crate::kubelet::Kubelet;
 use crate::pod::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
 use crate::worker::{Desired, Worker};
@@ -28,6 +29,20 @@ use crate::worker::{Desired, Worker};
 /// The safety net's period where events come, and where they don't.
 const RELIST: Duration = Duration::from_secs(60);
 const RELIST_WITHOUT_EVENTS: Duration = Duration::from_secs(1);
+
+/// The last pause in which an exit that was announced may still become visible.
+const NOTED_AT_LAST: Duration = Duration::from_secs(20);
+
+/// Whether a container or sandbox no longer runs, by the runtime's own record.
+async fn has_ended(cri: &Cri, id: &str) -> bool {
+    let running = k8s_cri::v1::ContainerState::ContainerRunning as i32;
+    let ready = k8s_cri::v1::PodSandboxState::SandboxReady as i32;
+    match cri.container_status(id).await {
+        Ok(status) => status.state != running,
+        Err(error) if error.is_not_found() => !cri.sandbox_status(id).await.is_ok_and(|s| s.is_some_and(|s| s.state == ready)),
+        Err(_) => false,
+    }
+}
 
 pub struct Pods {
     kubelet: Arc<Kubelet>,
@@ -103,22 +118,28 @@ impl Pods {
                 "/tasks/exit" => TaskExit::decode(&*event.value).ok().filter(|e| e.id == e.container_id).map(|e| e.container_id),
                 _ => TaskOom::decode(&*event.value).ok().map(|e| e.container_id),
             };
-            let uid = id.and_then(|id| self.kubelet.owners.lock().get(&id).cloned());
+            let Some(id) = id else { continue };
+            let uid = self.kubelet.owners.lock().get(&id).cloned();
             if let Some(uid) = uid {
-                self.wake_soon(uid);
+                self.wake_when_noted(id, uid);
             }
         }
         Ok(())
     }
 
-    /// The CRI plugin hears of an exit by the same event and writes it down: wake now, and once more when it surely has.
-    fn wake_soon(&self, uid: String) {
-        let wakes = self.kubelet.wakes.clone();
+    /// The CRI plugin hears of an exit by the same event, and takes its time to write it down: wakes the pod when it has.
+    fn wake_when_noted(&self, id: String, uid: String) {
+        let kubelet = self.kubelet.clone();
         tokio::spawn(async move {
-            for pause in [20, 200] {
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-                wakes.wake(&uid);
+            let mut pause = Duration::from_millis(10);
+            while pause < NOTED_AT_LAST {
+                tokio::time::sleep(pause).await;
+                if has_ended(&kubelet.cri, &id).await {
+                    break;
+                }
+                pause *= 2;
             }
+            kubelet.wakes.wake(&uid);
         });
     }
 

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use machinery::CancellationToken;
+use machinery::controller::{is_conflict, is_not_found};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
@@ -130,12 +131,17 @@ async fn write(client: &Client, wanted: &Wanted, held: Option<&PodStatus>) -> Re
     let api: Api<Pod> = Api::namespaced(client.clone(), pod.namespace());
     match api.patch_status(pod.name(), &PatchParams::default(), &Patch::Strategic(body)).await {
         Ok(now) => Ok(now.status),
-        Err(error) if machinery::controller::is_not_found(&error) || machinery::controller::is_conflict(&error) => {
-            tracing::debug!(pod = %pod.key(), %error, "status has no pod to go to");
+        Err(error) if is_not_found(&error) || is_conflict(&error) || is_another(&error) => {
+            tracing::debug!(pod = %pod.key(), error = short(&error), "status has no pod to go to");
             Ok(held.cloned())
         }
         Err(error) => Err(error),
     }
+}
+
+/// The name belongs to a newer pod: servers before 1.21 say that the uid cannot be changed.
+fn is_another(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 422 && status.message.contains("metadata.uid"))
 }
 
 /// The strategic merge patch from `old` to `new`; none if nothing differs.
