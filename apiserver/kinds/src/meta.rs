@@ -10,6 +10,7 @@ use crate::Kind;
 use crate::value::{is_set, list, map, text};
 
 const TOTAL_ANNOTATION_SIZE: usize = 256 * 1024;
+const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
 /// What a change of an immutable field earns.
 pub(crate) const IMMUTABLE: &str = "field is immutable";
 
@@ -156,6 +157,12 @@ fn validate_finalizers(finalizers: &[Value], path: &Path) -> ErrorList {
     let names: Vec<&str> = finalizers.iter().filter_map(Value::as_str).collect();
     for name in &names {
         errors.extend(names::is_qualified_name(name).into_iter().map(|m| Error::invalid(path, *name, m)));
+    }
+    for (index, name) in names.iter().enumerate() {
+        if !name.contains('/') && !STANDARD_FINALIZERS.contains(name) {
+            let detail = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(Error::invalid(&path.index(index), *name, detail));
+        }
     }
     if names.contains(&"orphan") && names.contains(&"foregroundDeletion") {
         let value = Value::Array(finalizers.to_vec());

@@ -14,6 +14,8 @@ use crate::strategy::{prepare_for_status_update, prepare_for_update};
 use crate::value::{child, copy_field, list, set, text};
 use crate::{Kind, Strategy};
 
+const FORM: &str = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+
 pub struct SigningRequest;
 
 /// Who asks is not for the asker to say: the registry stamps the authenticated user on a new request.
@@ -107,7 +109,7 @@ fn signer_name(path: &Path, name: &str) -> ErrorList {
         return vec![Error::required(path, "")];
     }
     let Some((domain, rest)) = name.split_once('/') else {
-        let detail = r#"must be a fully qualified domain and path of the form "example.com/signer-name""#;
+        let detail = FORM;
         return vec![Error::invalid(path, name, detail)];
     };
     let mut errors = Vec::new();
@@ -118,7 +120,7 @@ fn signer_name(path: &Path, name: &str) -> ErrorList {
         errors.push(Error::invalid(path, domain, "should be a domain with at least two segments separated by dots"));
     }
     if rest.is_empty() {
-        errors.push(Error::invalid(path, name, r#"must be a fully qualified domain and path of the form "example.com/signer-name""#));
+        errors.push(Error::invalid(path, name, FORM));
     }
     errors
 }

@@ -48,15 +48,17 @@ impl Strategy for ConfigMap {
         let (data, binary) = (map(object, "/data"), map(object, "/binaryData"));
         let mut errors = Vec::new();
         let mut size = 0;
-        for (name, entries, other_name, other) in [("data", data, "binaryData", binary), ("binaryData", binary, "data", data)] {
-            for (key, value) in entries.into_iter().flatten() {
-                let path = Path::new(name).key(key);
-                errors.extend(invalid(&path, key, names::is_config_map_key(key)));
-                if other.is_some_and(|other| other.contains_key(key)) {
-                    errors.push(Error::invalid(&path, key.as_str(), format!("duplicate of key present in {other_name}")));
-                }
-                size += if name == "data" { value.as_str().map_or(0, str::len) } else { decoded_len(value) };
+        for (key, value) in data.into_iter().flatten() {
+            let path = Path::new("data").key(key);
+            errors.extend(invalid(&path, key, names::is_config_map_key(key)));
+            if binary.is_some_and(|binary| binary.contains_key(key)) {
+                errors.push(Error::invalid(&path, key.as_str(), "duplicate of key present in binaryData"));
             }
+            size += value.as_str().map_or(0, str::len);
+        }
+        for (key, value) in binary.into_iter().flatten() {
+            errors.extend(invalid(&Path::new("binaryData").key(key), key, names::is_config_map_key(key)));
+            size += decoded_len(value);
         }
         if size > MAX_SIZE {
             errors.push(Error { field: String::new(), ..Error::too_long(&Path::nil(), "", MAX_SIZE) });
@@ -126,7 +128,9 @@ fn fold_string_data(object: &mut Value) {
 fn secret_type(object: &Value, data: Option<&Map<String, Value>>) -> ErrorList {
     let path = Path::new("data");
     let has = |key: &str| data.is_some_and(|data| data.contains_key(key));
-    let need = |keys: &[&str]| -> ErrorList {
+    // Upstream forgets to format these paths; clients see them so.
+    let unformatted = Path::new("data[%s]");
+    let need = |path: &Path, keys: &[&str]| -> ErrorList {
         keys.iter().filter(|key| !has(key)).map(|key| Error::required(&path.key(key), "")).collect()
     };
     match text(object, "/type") {
@@ -138,10 +142,19 @@ fn secret_type(object: &Value, data: Option<&Map<String, Value>>) -> ErrorList {
         }
         "kubernetes.io/dockercfg" => docker_config(data, ".dockercfg"),
         "kubernetes.io/dockerconfigjson" => docker_config(data, ".dockerconfigjson"),
-        "kubernetes.io/basic-auth" if !has("username") && !has("password") => need(&["username", "password"]),
-        "kubernetes.io/ssh-auth" => need(&["ssh-privatekey"]),
-        "kubernetes.io/tls" => need(&["tls.crt", "tls.key"]),
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => need(&unformatted, &["username", "password"]),
+        "kubernetes.io/ssh-auth" => need(&unformatted, &["ssh-privatekey"]),
+        "kubernetes.io/tls" => need(&path, &["tls.crt", "tls.key"]),
         _ => Vec::new(),
+    }
+}
+
+/// What Go says of bytes that are no JSON object.
+fn not_json(bytes: &[u8]) -> String {
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => "unexpected end of JSON input".to_owned(),
+        Some(b'{') => "invalid JSON object".to_owned(),
+        Some(byte) => format!("invalid character '{}' looking for beginning of value", *byte as char),
     }
 }
 
@@ -151,8 +164,7 @@ fn docker_config(data: Option<&Map<String, Value>>, key: &str) -> ErrorList {
     let bytes = STANDARD.decode(value.as_str().unwrap_or("")).unwrap_or_default();
     match serde_json::from_slice::<Map<String, Value>>(&bytes) {
         Ok(_) => Vec::new(),
-        Err(_) if bytes.is_empty() => vec![Error::invalid(&path, "<secret contents redacted>", "unexpected end of JSON input")],
-        Err(error) => vec![Error::invalid(&path, "<secret contents redacted>", error.to_string())],
+        Err(_) => vec![Error::invalid(&path, "<secret contents redacted>", not_json(&bytes))],
     }
 }
 
@@ -180,7 +192,7 @@ mod tests {
         let changed = json!({"immutable": true, "data": {"a": "2"}});
         let cases = [
             (ConfigMap.validate(kind, &json!({"data": {"a": "1"}, "binaryData": {"a": "eA=="}})),
-             "data[a]: Invalid value: \"a\": duplicate of key present in binaryData; binaryData[a]: Invalid value: \"a\": duplicate of key present in data"),
+             "data[a]: Invalid value: \"a\": duplicate of key present in binaryData"),
             (ConfigMap.validate_update(kind, &changed, &frozen), "data: Forbidden: field is immutable when `immutable` is set"),
             (Secret.validate(kind, &json!({"type": "kubernetes.io/tls"})), "data[tls.crt]: Required value; data[tls.key]: Required value"),
         ];

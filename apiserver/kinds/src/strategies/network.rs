@@ -128,8 +128,9 @@ fn backend(path: &Path, backend: &net::IngressBackend) -> ErrorList {
         (Some(_), Some(_)) => return vec![Error::invalid(path, "", "cannot set both resource and service backends")],
         (Some(_), None) => return Vec::new(),
         (None, Some(service)) => service,
-        (None, None) => return vec![Error::required(path, "port name or number is required")],
+        (None, None) => return vec![Error::invalid(path, "", "resource or service backend is required")],
     };
+    let whole = path;
     let path = path.child("service");
     let mut errors = Vec::new();
     if service.name.is_empty() {
@@ -140,10 +141,10 @@ fn backend(path: &Path, backend: &net::IngressBackend) -> ErrorList {
     let given = service.port.clone().unwrap_or_default();
     let (name, number) = (given.name.as_deref().unwrap_or(""), given.number.unwrap_or(0));
     match (name, number) {
-        ("", 0) => errors.push(Error::required(&Path::new(&path.to_string().replace(".service", "")), "port name or number is required")),
+        ("", 0) => errors.push(Error::required(whole, "port name or number is required")),
         ("", number) => errors.extend(port(&path.child("port").child("number"), i64::from(number))),
         (name, 0) => errors.extend(invalid(&path.child("port").child("name"), name, names::is_valid_port_name(name))),
-        _ => errors.push(Error::invalid(&Path::new(&path.to_string().replace(".service", "")), "", "cannot set both port name & port number")),
+        _ => errors.push(Error::invalid(whole, "", "cannot set both port name & port number")),
     }
     errors
 }

@@ -76,6 +76,11 @@ impl Strategy for Autoscaler {
             for (index, metric) in list(object, "/spec/metrics").iter().enumerate() {
                 errors.extend(self::metric(&path.child("metrics").index(index), metric));
             }
+            let scales_to_zero = |metric: &Value| matches!(text(metric, "/type"), "Object" | "External");
+            if spec.min_replicas == Some(0) && !list(object, "/spec/metrics").iter().any(scales_to_zero) {
+                let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+                errors.push(Error::forbidden(&path.child("metrics"), detail));
+            }
             errors
         })
     }

@@ -51,7 +51,12 @@ impl Strategy for ResourceQuota {
                 let path = path.child("hard").key(name);
                 let counted = name.starts_with("count/") || name.contains(".storageclass.storage.k8s.io/");
                 if !counted {
-                    errors.extend(resource_name(&path, name, QUALIFIED));
+                    let named = resource_name(&path, name, QUALIFIED);
+                    let unknown = named.iter().any(|error| error.detail == QUALIFIED);
+                    errors.extend(named);
+                    if unknown {
+                        errors.push(Error::invalid(&path, name.as_str(), "must be a standard resource for quota"));
+                    }
                 }
                 errors.extend(resource_amount(&path, name, amount));
                 if COUNTED.contains(&name.as_str()) && !quantity(amount).is_integer() {
@@ -149,18 +154,13 @@ fn limit_order(path: &Path, limit: &LimitRangeItem) -> ErrorList {
             amounts.as_ref()?.get(name).map(|amount| (side, quantity(amount), amount.0.as_str()))
         };
         // Upstream names the lower side's path, except against the minimum, where it names the default's.
-        for (low, high, at) in [(0, 3, 0), (0, 1, 1), (0, 2, 0), (1, 3, 1), (1, 2, 1), (2, 3, 2)] {
+        for (low, high, at) in [(0, 3, 0), (0, 1, 1), (0, 2, 2), (1, 3, 1), (1, 2, 1), (2, 3, 2)] {
             let (Some(low_side), Some(high_side)) = (of(low), of(high)) else { continue };
             if low_side.1 <= high_side.1 {
                 continue;
             }
-            let (shown, detail) = if (low, high) == (0, 1) {
-                (high_side.2, format!("min value {} is greater than default request value {}", low_side.2, high_side.2))
-            } else {
-                let detail =
-                    format!("{} {} is greater than {} {}", words(low_side.0), low_side.2, words(high_side.0), high_side.2);
-                (low_side.2, detail)
-            };
+            let detail = format!("{} {} is greater than {} {}", words(low_side.0), low_side.2, words(high_side.0), high_side.2);
+            let shown = if at == low { low_side.2 } else { high_side.2 };
             errors.push(Error::invalid(&path.child(sides[at].0).key(name), shown, detail));
         }
     }

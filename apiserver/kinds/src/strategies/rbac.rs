@@ -116,7 +116,7 @@ fn subject(path: &Path, subject: &Value, namespaced: bool) -> ErrorList {
             errors.push(Error::not_supported(&path.child("apiGroup"), group, &[GROUP]));
         }
         "User" | "Group" => {}
-        other => errors.push(Error::not_supported(&path.child("kind"), other, &["Group", "ServiceAccount", "User"])),
+        other => errors.push(Error::not_supported(&path.child("kind"), other, &["ServiceAccount", "User", "Group"])),
     }
     errors
 }
@@ -132,7 +132,7 @@ pub struct RoleBinding;
 
 impl Strategy for RoleBinding {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        binding(object, &["ClusterRole", "Role"], true)
+        binding(object, &["Role", "ClusterRole"], true)
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {

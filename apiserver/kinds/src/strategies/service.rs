@@ -339,7 +339,7 @@ fn traffic_policies(path: &Path, spec: &ServiceSpec, kind: &str) -> ErrorList {
     let policy_path = path.child("externalTrafficPolicy");
     if !external && !policy.is_empty() {
         errors.push(Error::invalid(&policy_path, policy, "may only be set for externally-accessible services"));
-    } else if external {
+    } else if matches!(kind, "NodePort" | "LoadBalancer") {
         errors.extend(one_of(&policy_path, Some(policy), &["Cluster", "Local"]));
     }
     let health = spec.health_check_node_port.unwrap_or(0);

@@ -31,12 +31,14 @@ fn selected_template(
         errors.push(Error::invalid(&path.child("selector"), to_json(selector), empty));
     }
     let template_path = path.child("template");
-    if let Ok(parsed) = api::LabelSelector::from_k8s(Some(selector)) {
-        let given = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
-        if !parsed.is_everything() && !parsed.matches(&given) {
+    let given = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
+    match api::LabelSelector::from_k8s(Some(selector)) {
+        Err(_) => errors.push(Error::invalid(&path.child("selector"), to_json(selector), "invalid label selector")),
+        Ok(parsed) if !parsed.is_everything() && !parsed.matches(&given) => {
             let labels_path = template_path.child("metadata").child("labels");
             errors.push(Error::invalid(&labels_path, to_json(&given), MISMATCH));
         }
+        Ok(_) => {}
     }
     errors.extend(long_running(&template_path, template, kind));
     errors
@@ -113,7 +115,7 @@ fn deployment_strategy(path: &Path, strategy: &apps::DeploymentStrategy) -> Erro
         ("RollingUpdate", Some(rolling)) => {
             rolling_update(&rolling_path, rolling.max_unavailable.as_ref(), rolling.max_surge.as_ref(), false)
         }
-        (other, _) => vec![Error::not_supported(path, other, &["Recreate", "RollingUpdate"])],
+        _ => vec![Error::not_supported(path, to_json(strategy), &["Recreate", "RollingUpdate"])],
     }
 }
 

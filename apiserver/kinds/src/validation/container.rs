@@ -393,8 +393,9 @@ pub fn resources(path: &Path, resources: &ResourceRequirements) -> ErrorList {
     let empty = BTreeMap::new();
     let limits = resources.limits.as_ref().unwrap_or(&empty);
     let requests = resources.requests.as_ref().unwrap_or(&empty);
+    let limits_path = path.child("limits");
     for (name, amount) in limits {
-        errors.extend(resource_entry(&path.child("limits").key(name), name, amount));
+        errors.extend(resource_entry(&limits_path.key(name), name, amount));
     }
     for (name, amount) in requests {
         errors.extend(resource_entry(&path.child("requests").key(name), name, amount));
@@ -409,7 +410,7 @@ pub fn resources(path: &Path, resources: &ResourceRequirements) -> ErrorList {
                 errors.push(Error::invalid(&path, amount.0.as_str(), detail));
             }
             None if !overcommit => {
-                errors.push(Error::required(&Path::new(&path.to_string().replace("requests", "limits")), "Limit must be set for non overcommitable resources"));
+                errors.push(Error::required(&limits_path, "Limit must be set for non overcommitable resources"));
             }
             _ => {}
         }
@@ -421,6 +422,7 @@ fn resource_entry(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorList {
     let mut errors = invalid(path, name, names::is_qualified_name(name));
     let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     if errors.is_empty() && !name.contains('/') && !standard {
+        errors.push(Error::invalid(path, name, "must be a standard resource type or fully qualified"));
         errors.push(Error::invalid(path, name, "must be a standard resource for containers"));
     }
     errors.extend(resource_amount(path, name, amount));

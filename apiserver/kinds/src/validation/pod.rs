@@ -30,11 +30,6 @@ pub fn spec(path: &Path, spec: &PodSpec) -> ErrorList {
     if let Some(context) = &spec.security_context {
         errors.extend(security_context(&path.child("securityContext"), context));
     }
-    for (index, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
-        if secret.name.is_empty() {
-            errors.push(Error::required(&path.child("imagePullSecrets").index(index).child("name"), ""));
-        }
-    }
     if let Some(rules) = &spec.affinity {
         errors.extend(affinity(&path.child("affinity"), rules));
     }

@@ -9,9 +9,10 @@ use api::k8s_openapi::api::core::v1::{
 };
 use api::names;
 
-use super::field::{POSITIVE, invalid, json, label_selector, optional_one_of};
+use super::field::{invalid, json, label_selector, optional_one_of};
 
 const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
+const NOT_POSITIVE: &str = "must be greater than zero";
 const WEIGHT: &str = "must be in the range 1-100";
 
 pub fn affinity(path: &Path, affinity: &Affinity) -> ErrorList {
@@ -198,7 +199,7 @@ pub fn spread_constraints(path: &Path, constraints: &[TopologySpreadConstraint])
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         if constraint.max_skew <= 0 {
-            errors.push(Error::invalid(&path.child("maxSkew"), constraint.max_skew, POSITIVE));
+            errors.push(Error::invalid(&path.child("maxSkew"), constraint.max_skew, NOT_POSITIVE));
         }
         if constraint.topology_key.is_empty() {
             errors.push(Error::required(&path.child("topologyKey"), "can not be empty"));
@@ -217,7 +218,7 @@ pub fn spread_constraints(path: &Path, constraints: &[TopologySpreadConstraint])
         }
         if let Some(min) = constraint.min_domains {
             if min <= 0 {
-                errors.push(Error::invalid(&path.child("minDomains"), min, POSITIVE));
+                errors.push(Error::invalid(&path.child("minDomains"), min, NOT_POSITIVE));
             } else if when != "DoNotSchedule" {
                 let detail = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {when}");
                 errors.push(Error::invalid(&path.child("minDomains"), min, detail));

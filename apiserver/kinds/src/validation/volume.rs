@@ -27,15 +27,21 @@ pub fn volumes(path: &Path, volumes: &[Volume]) -> ErrorList {
     let mut seen = BTreeSet::new();
     for (index, volume) in volumes.iter().enumerate() {
         let path = path.index(index);
-        errors.extend(source(&path, volume));
+        let name = path.child("name");
+        let mut wrong = source(&path, volume);
         if volume.name.is_empty() {
-            errors.push(Error::required(&path.child("name"), ""));
-            continue;
+            wrong.push(Error::required(&name, ""));
+        } else {
+            wrong.extend(invalid(&name, &volume.name, names::is_dns1123_label(&volume.name)));
         }
-        errors.extend(invalid(&path.child("name"), &volume.name, names::is_dns1123_label(&volume.name)));
-        if !seen.insert(volume.name.as_str()) {
-            errors.push(Error::duplicate(&path.child("name"), volume.name.as_str()));
+        if seen.contains(volume.name.as_str()) {
+            wrong.push(Error::duplicate(&name, volume.name.as_str()));
         }
+        // As upstream, only a valid volume takes its name.
+        if wrong.is_empty() {
+            seen.insert(volume.name.as_str());
+        }
+        errors.extend(wrong);
     }
     errors
 }
@@ -174,7 +180,7 @@ fn downward_file(path: &Path, file: &DownwardAPIVolumeFile) -> ErrorList {
             errors.extend(self::field_ref(&path, field.api_version.as_deref(), &field.field_path, DOWNWARD_FIELDS));
         }
         (None, Some(resource)) => errors.extend(resource_field_ref(&path.child("resourceFieldRef"), resource, true)),
-        (None, None) => errors.push(Error::required(&path.child("fieldRef"), "one of fieldRef and resourceFieldRef is required")),
+        (None, None) => errors.push(Error::required(path, "one of fieldRef and resourceFieldRef is required")),
     }
     errors.extend(file_mode(&path.child("mode"), file.mode));
     errors
