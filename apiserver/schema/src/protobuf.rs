@@ -291,7 +291,9 @@ fn read(wire: Wire<'_>, kind: Kind, depth: usize) -> Result<Value> {
 
 /// Types whose message is not their JSON form.
 fn read_special(bytes: &[u8], kind: Kind, depth: usize) -> Result<Value> {
-    let (mut numbers, mut texts, mut props): ([i64; 4], Vec<(u32, &[u8])>, Vec<Value>) = ([0; 4], Vec::new(), Vec::new());
+    let mut numbers = [0i64; 4];
+    let mut texts: Vec<(u32, &[u8])> = Vec::new();
+    let mut props = Vec::new();
     for_each(bytes, |tag, wire| {
         match wire {
             Wire::Varint(n) => drop(numbers.get_mut(tag as usize).map(|slot| *slot = n as i64)),
