@@ -86,7 +86,7 @@ fn metrics(autoscaler: &Value) -> String {
     shown.truncate(2);
     match total {
         0 => "<none>".to_owned(),
-        0..=2 => shown.join(", "),
+        1 | 2 => shown.join(", "),
         _ => format!("{} + {} more...", shown.join(", "), total - 2),
     }
 }

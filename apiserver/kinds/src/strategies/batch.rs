@@ -114,15 +114,14 @@ fn job_update(path: &Path, new: &JobSpec, old: &JobSpec) -> ErrorList {
     }
     errors.extend(immutable(&path.child("selector"), &new.selector, &old.selector));
     let mut template = new.template.clone();
-    if old.suspend == Some(true) {
-        if let (Some(now), Some(was)) = (&mut template.spec, &old.template.spec) {
+    if old.suspend == Some(true)
+        && let (Some(now), Some(was)) = (&mut template.spec, &old.template.spec) {
             now.node_selector.clone_from(&was.node_selector);
             now.affinity.clone_from(&was.affinity);
             now.tolerations.clone_from(&was.tolerations);
             now.scheduling_gates.clone_from(&was.scheduling_gates);
             template.metadata.clone_from(&old.template.metadata);
         }
-    }
     if template != old.template {
         errors.push(Error::invalid(&path.child("template"), to_json(&new.template), crate::meta::IMMUTABLE));
     }

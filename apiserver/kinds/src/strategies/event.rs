@@ -16,10 +16,12 @@ impl Strategy for Event {
         let path = Path::new("involvedObject").child("namespace");
         let (own, about) = (text(object, "/metadata/namespace"), text(object, "/involvedObject/namespace"));
         let mut errors = Vec::new();
-        let node = about.is_empty() && text(object, "/involvedObject/kind") == "Node";
-        if about.is_empty() && !matches!(own, "" | "default" | "kube-system") && !node {
-            errors.push(Error::invalid(&path, about, "does not match event.namespace"));
-        } else if !about.is_empty() && about != own {
+        let node = text(object, "/involvedObject/kind") == "Node";
+        let stray = match about {
+            "" => !matches!(own, "" | "default" | "kube-system") && !node,
+            about => about != own,
+        };
+        if stray {
             errors.push(Error::invalid(&path, about, "does not match event.namespace"));
         }
         if is_set(object, "/eventTime") {

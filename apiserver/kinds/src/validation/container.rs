@@ -491,11 +491,10 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
         }
         given == 1
     };
-    if let Some(exec) = handlers.exec.filter(|_| first("exec", &mut errors)) {
-        if exec.command.as_ref().is_none_or(Vec::is_empty) {
+    if let Some(exec) = handlers.exec.filter(|_| first("exec", &mut errors))
+        && exec.command.as_ref().is_none_or(Vec::is_empty) {
             errors.push(Error::required(&path.child("exec").child("command"), ""));
         }
-    }
     if let Some(get) = handlers.http_get.filter(|_| first("httpGet", &mut errors)) {
         errors.extend(http_get(&path.child("httpGet"), get));
     }
@@ -505,11 +504,10 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
     if let Some(grpc) = handlers.grpc_port.filter(|_| first("grpc", &mut errors)) {
         errors.extend(port(&path.child("grpc").child("port"), grpc));
     }
-    if let Some(seconds) = handlers.sleep.filter(|_| first("sleep", &mut errors)) {
-        if seconds < 0 {
+    if let Some(seconds) = handlers.sleep.filter(|_| first("sleep", &mut errors))
+        && seconds < 0 {
             errors.push(Error::invalid(&path.child("sleep"), seconds, "must be non-negative"));
         }
-    }
     if given == 0 {
         errors.push(Error::required(path, "must specify a handler type"));
     }

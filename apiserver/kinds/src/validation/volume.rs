@@ -93,12 +93,11 @@ fn file_sources(path: &Path, volume: &Volume) -> ErrorList {
 
 fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
     let mut errors = Vec::new();
-    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref()) {
-        if quantity(limit).is_negative() {
+    if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref())
+        && quantity(limit).is_negative() {
             let detail = "SizeLimit field must be a valid resource quantity";
             errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
         }
-    }
     if let Some(host) = &volume.host_path {
         errors.extend(host_path(&path.child("hostPath"), host));
     }
