@@ -215,6 +215,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reachable_from_outside_has_a_policy() {
+        let service = defaulted("v1", "Service", json!({"spec": {"externalIPs": ["10.0.0.1"]}}));
+        assert_eq!(service["spec"]["externalTrafficPolicy"], "Cluster");
+        let balanced = defaulted("v1", "Service", json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}, {"hostname": "x"}]}}}));
+        assert_eq!(balanced["status"]["loadBalancer"]["ingress"], json!([{"ip": "1.2.3.4", "ipMode": "VIP"}, {"hostname": "x"}]));
+    }
+
+    #[test]
+    fn both_names_of_the_service_account() {
+        for given in ["serviceAccount", "serviceAccountName"] {
+            let spec = defaulted("apps/v1", "ReplicaSet", json!({"spec": {"template": {"spec": {given: "x"}}}}))["spec"]["template"]["spec"].clone();
+            assert_eq!((&spec["serviceAccount"], &spec["serviceAccountName"]), (&json!("x"), &json!("x")));
+        }
+    }
+
+    #[test]
     fn jobs_count_to_one_unless_told() {
         let job = |spec: Value| defaulted("batch/v1", "Job", json!({"spec": spec}))["spec"].clone();
         let plain = job(json!({}));

@@ -23,7 +23,8 @@ pub fn service(service: &mut Value) {
         filled_number(port, "targetPort", number);
     }
     let kind = text_of(spec, "type").to_owned();
-    if matches!(kind.as_str(), "NodePort" | "LoadBalancer") {
+    let reachable = matches!(kind.as_str(), "NodePort" | "LoadBalancer") || kind == "ClusterIP" && !is_empty(spec, "externalIPs");
+    if reachable {
         text(spec, "externalTrafficPolicy", "Cluster");
     }
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
@@ -31,6 +32,11 @@ pub fn service(service: &mut Value) {
     }
     if kind == "LoadBalancer" {
         flag(spec, "allocateLoadBalancerNodePorts", true);
+        for ingress in given(service, "status").and_then(|status| given(status, "loadBalancer")).into_iter().flat_map(|balancer| each(balancer, "ingress")) {
+            if !is_empty(ingress, "ip") {
+                set(ingress, "ipMode", "VIP");
+            }
+        }
     }
 }
 

@@ -49,9 +49,22 @@ pub fn pod_spec(spec: &mut Value) {
     set(spec, "securityContext", Map::new());
     number(spec, "terminationGracePeriodSeconds", 30);
     text(spec, "schedulerName", "default-scheduler");
+    service_account(spec);
     each(spec, "volumes").for_each(volume);
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         each(spec, list).for_each(container);
+    }
+}
+
+/// `serviceAccount` is the old name of `serviceAccountName` and always says the same; upstream does this while converting.
+fn service_account(spec: &mut Value) {
+    let old = text_of(spec, "serviceAccount").to_owned();
+    if !old.is_empty() {
+        text(spec, "serviceAccountName", &old);
+    }
+    let name = text_of(spec, "serviceAccountName").to_owned();
+    if let Some(spec) = spec.as_object_mut().filter(|_| !name.is_empty()) {
+        spec.insert("serviceAccount".to_owned(), name.into());
     }
 }
 

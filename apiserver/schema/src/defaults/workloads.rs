@@ -89,6 +89,7 @@ pub fn job(job: &mut Value) {
     flag(spec, "suspend", false);
     let replacement = if is_absent(spec, "podFailurePolicy") { "TerminatingOrFailed" } else { "Failed" };
     text(spec, "podReplacementPolicy", replacement);
+    flag(spec, "manualSelector", false);
     job_spec(spec);
 }
 
