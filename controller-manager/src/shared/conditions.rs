@@ -24,6 +24,7 @@ pub trait Condition: Clone + Send + Sync + 'static {
 macro_rules! condition {
     ($($kind:ident { $($stamp:ident),* });* $(;)?) => { $(
         impl Condition for $kind {
+            #[allow(clippy::needless_update)] // kinds differ in their further stamps
             fn new(type_: &str, status: &str, reason: &str, message: &str, now: Timestamp) -> Self {
                 $kind {
                     type_: type_.to_owned(),

@@ -105,7 +105,7 @@ impl<O: Replicated> Replicas<O> {
         let satisfied = self.books.satisfied(key);
         let candidates = watch::candidates(&self.pods, &*owner);
         let claimed =
-            claim::claim(&self.control.client, &*owner, &selector, candidates, |pod| pods::is_active(pod)).await?;
+            claim::claim(&self.control.client, &*owner, &selector, candidates, pods::is_active).await?;
         let active: Vec<Arc<Pod>> = claimed.into_iter().filter(|pod| pods::is_active(pod)).collect();
         let now = Timestamp::now();
         let managed = match satisfied && !meta::is_deleting(&*owner) {

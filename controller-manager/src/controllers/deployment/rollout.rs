@@ -384,10 +384,10 @@ fn annotate(deployment: &Deployment, rs: &mut ReplicaSet, revision: i64) {
             annotations.insert(key.clone(), value.clone());
         }
     }
-    if current < revision {
-        if let Some(old) = annotations.insert(REVISION.to_owned(), revision.to_string()) {
-            remember(annotations, &old);
-        }
+    if current < revision
+        && let Some(old) = annotations.insert(REVISION.to_owned(), revision.to_string())
+    {
+        remember(annotations, &old);
     }
 }
 
