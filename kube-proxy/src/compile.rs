@@ -90,8 +90,7 @@ impl<'a> Compiler<'a> {
 
     /// Sources outside of the cluster's pods would not be answered through this node.
     fn not_from_pods(&self) -> Option<String> {
-        let cidrs: Vec<String> =
-            self.place.cluster_cidrs.iter().filter(|c| is(self.family, &c.addr())).map(ToString::to_string).collect();
+        let cidrs: Vec<String> = self.place.cluster_cidrs.iter().filter(|c| is(self.family, &c.addr())).map(ToString::to_string).collect();
         (!cidrs.is_empty()).then(|| format!("{} saddr != {{ {} }}", self.family, cidrs.join(", ")))
     }
 
@@ -115,8 +114,7 @@ impl<'a> Compiler<'a> {
             (endpoints, Some(seconds)) => self.choose_sticky(endpoints, seconds),
             ([only], None) => vec![format!("meta l4proto {} dnat to {}", self.port.protocol, target(only))],
             (endpoints, None) => {
-                let entries: Vec<String> =
-                    endpoints.iter().enumerate().map(|(i, e)| format!("{i} : {} . {}", e.ip, e.port)).collect();
+                let entries: Vec<String> = endpoints.iter().enumerate().map(|(i, e)| format!("{i} : {} . {}", e.ip, e.port)).collect();
                 let choice = format!("numgen random mod {} map {{ {} }}", endpoints.len(), entries.join(", "));
                 vec![format!("meta l4proto {} dnat {} addr . port to {choice}", self.port.protocol, self.family)]
             }
@@ -174,7 +172,8 @@ impl<'a> Compiler<'a> {
         let mut rules = Vec::new();
         if self.port.external_local {
             // Pods and this node itself are inside: they may use every endpoint.
-            let cidrs = self.place.cluster_cidrs.iter().filter(|c| is(family, &c.addr())).map(|c| format!("{family} saddr {c} goto {cluster}"));
+            let cidrs =
+                self.place.cluster_cidrs.iter().filter(|c| is(family, &c.addr())).map(|c| format!("{family} saddr {c} goto {cluster}"));
             rules.extend(cidrs);
             rules.push(format!("fib saddr type local {MASQUERADE} goto {cluster}"));
             // Keeps the client's address, which is what policy Local is for.
@@ -200,8 +199,7 @@ impl<'a> Compiler<'a> {
 
     /// Only the listed sources may use the load balancer's addresses.
     fn firewall(&mut self, balancer_ips: &[IpAddr]) {
-        let ranges: Vec<String> =
-            self.port.source_ranges.iter().filter(|r| is(self.family, &r.addr())).map(ToString::to_string).collect();
+        let ranges: Vec<String> = self.port.source_ranges.iter().filter(|r| is(self.family, &r.addr())).map(ToString::to_string).collect();
         if balancer_ips.is_empty() || ranges.is_empty() {
             return;
         }

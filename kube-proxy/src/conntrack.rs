@@ -96,7 +96,8 @@ mod tests {
     use crate::model::{Place, ports};
 
     fn udp(endpoints: &[&str]) -> Vec<Port> {
-        let spec = serde_json::json!({"clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": 53, "protocol": "UDP", "nodePort": 30053}]});
+        let spec =
+            serde_json::json!({"clusterIP": "10.96.0.10", "ports": [{"name": "http", "port": 53, "protocol": "UDP", "nodePort": 30053}]});
         let mut slice = (*slice("dns", endpoints.iter().map(|ip| endpoint(ip, "n1", "ready")).collect())).clone();
         slice.ports.as_mut().unwrap()[0].protocol = Some("UDP".into());
         ports(&service("dns", spec), &BTreeMap::from([("s".to_owned(), slice.into())]), &Place::default())

@@ -115,14 +115,22 @@ pub fn ports(service: &Service, slices: &BTreeMap<String, Arc<EndpointSlice>>, p
 
 fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
     let listed = spec.cluster_ips.iter().flatten();
-    let all = if spec.cluster_ips.as_ref().is_some_and(|ips| !ips.is_empty()) { listed.collect() } else { spec.cluster_ip.iter().collect::<Vec<_>>() };
+    let all = if spec.cluster_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
+        listed.collect()
+    } else {
+        spec.cluster_ip.iter().collect::<Vec<_>>()
+    };
     // "None" does not parse: a headless service has no address here.
     all.into_iter().filter_map(|ip| ip.parse().ok()).collect()
 }
 
 fn service_port(
-    service: &Service, spec: &ServiceSpec, port: &ServicePort, cluster_ips: Vec<IpAddr>,
-    slices: &BTreeMap<String, Arc<EndpointSlice>>, place: &Place,
+    service: &Service,
+    spec: &ServiceSpec,
+    port: &ServicePort,
+    cluster_ips: Vec<IpAddr>,
+    slices: &BTreeMap<String, Arc<EndpointSlice>>,
+    place: &Place,
 ) -> Option<Port> {
     let name = port.name.clone().unwrap_or_default();
     let protocol = Protocol::parse(port.protocol.as_deref())?;

@@ -78,7 +78,8 @@ fn internal_local() {
 
 #[test]
 fn session_affinity() {
-    let spec = json!({"clusterIP": "10.96.0.7", "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
+    let spec =
+        json!({"clusterIP": "10.96.0.7", "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
     insta::assert_snapshot!(rules(spec, two()));
 }
 
@@ -107,7 +108,8 @@ fn nft_accepts_the_rules() {
         for family in [Family::V4, Family::V6] {
             let mut table = Table::new(family);
             table.update(BTreeMap::from([(Key::new("default", "web"), fragment(&ports, family, &place()))]));
-            let mut nft = Command::new("unshare").args(["-n", "nft", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut nft =
+                Command::new("unshare").args(["-n", "nft", "-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             nft.stdin.take().unwrap().write_all(table.full().as_bytes()).unwrap();
             let output = nft.wait_with_output().unwrap();
             assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), table.full());

@@ -67,7 +67,9 @@ impl Lab {
                  ip -n {prefix}-{name} route add {gateway}/32 dev eth0; ip -n {prefix}-{name} route add default via {gateway} dev eth0"
             ));
         }
-        sh(&format!("ip netns exec {prefix}-node sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'; ip -n {prefix}-node route add default via 192.0.2.2 dev client"));
+        sh(&format!(
+            "ip netns exec {prefix}-node sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'; ip -n {prefix}-node route add default via 192.0.2.2 dev client"
+        ));
         let base = lab.table.full();
         lab.inside("node", move || apply(&base));
         for pod in ["pod1", "pod2"] {
@@ -268,20 +270,23 @@ fn no_connection_is_lost_while_endpoints_change() {
     let mut lab = Lab::new();
     lab.set(spec(json!({})), ready(&[POD1, POD2]));
     let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = [("client", NODE_PORT), ("pod1", VIP)].into_iter().map(|(from, to)| {
-        let stop = stop.clone();
-        lab.start(from, move || {
-            let (mut good, mut bad) = (0, Vec::new());
-            while !stop.load(Ordering::Relaxed) {
-                match tcp(to) {
-                    Ok(_) => good += 1,
-                    Err(error) => bad.push(error.to_string()),
+    let clients: Vec<_> = [("client", NODE_PORT), ("pod1", VIP)]
+        .into_iter()
+        .map(|(from, to)| {
+            let stop = stop.clone();
+            lab.start(from, move || {
+                let (mut good, mut bad) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    match tcp(to) {
+                        Ok(_) => good += 1,
+                        Err(error) => bad.push(error.to_string()),
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
                 }
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            (good, bad)
+                (good, bad)
+            })
         })
-    }).collect();
+        .collect();
     for round in 0..30 {
         lab.set(spec(json!({})), ready(if round % 2 == 0 { &[POD1] } else { &[POD2, POD1] }));
         std::thread::sleep(Duration::from_millis(30));
@@ -297,14 +302,16 @@ fn no_connection_is_lost_while_endpoints_change() {
 fn a_change_costs_milliseconds_whatever_the_number_of_services() {
     let mut lab = Lab::new();
     let place = Place { node: "n1".into(), zone: None, cluster_cidrs: vec![] };
-    let fragments: BTreeMap<Key, _> = (0..2000_u32).map(|i| {
-        let ip = IpAddr::from([10, 97, (i / 250) as u8, (i % 250) as u8 + 1]);
-        let name = format!("s{i}");
-        let service = service(&name, json!({"clusterIP": ip.to_string()}));
-        let slices = BTreeMap::from([("s".to_owned(), slice(&name, ready(&[POD1, POD2])))]);
-        let ports = crate::model::ports(&service, &slices, &place);
-        (Key::new("default", name), crate::compile::fragment(&ports, Family::V4, &place))
-    }).collect();
+    let fragments: BTreeMap<Key, _> = (0..2000_u32)
+        .map(|i| {
+            let ip = IpAddr::from([10, 97, (i / 250) as u8, (i % 250) as u8 + 1]);
+            let name = format!("s{i}");
+            let service = service(&name, json!({"clusterIP": ip.to_string()}));
+            let slices = BTreeMap::from([("s".to_owned(), slice(&name, ready(&[POD1, POD2])))]);
+            let ports = crate::model::ports(&service, &slices, &place);
+            (Key::new("default", name), crate::compile::fragment(&ports, Family::V4, &place))
+        })
+        .collect();
     let text = lab.table.update(fragments);
     lab.inside("node", move || apply(&text));
     let start = Instant::now();

@@ -33,9 +33,7 @@ pub struct HostPort {
 impl HostPort {
     pub fn conflicts(&self, other: &HostPort) -> bool {
         let wildcard = |ip: &str| ip == "0.0.0.0";
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || wildcard(&self.ip) || wildcard(&other.ip))
+        self.port == other.port && self.protocol == other.protocol && (self.ip == other.ip || wildcard(&self.ip) || wildcard(&other.ip))
     }
 }
 

@@ -60,7 +60,13 @@ impl Cycles {
     }
 
     /// Nodes that pass every filter, until there are enough of them to choose from.
-    fn feasible<'c>(&mut self, context: Context<'c>, filters: &Filters<'c>, only: Option<&HashSet<String>>, diagnosis: &mut Diagnosis) -> Vec<&'c NodeInfo> {
+    fn feasible<'c>(
+        &mut self,
+        context: Context<'c>,
+        filters: &Filters<'c>,
+        only: Option<&HashSet<String>>,
+        diagnosis: &mut Diagnosis,
+    ) -> Vec<&'c NodeInfo> {
         let cache = context.cache;
         let mut feasible = Vec::new();
         if let Some(only) = only {
@@ -135,7 +141,13 @@ fn pre_filter<'c>(context: Context<'c>, diagnosis: &mut Diagnosis) -> Option<(Fi
     Some((filters, only))
 }
 
-fn examine<'c>(context: Context<'c>, filters: &Filters<'c>, node: &'c NodeInfo, feasible: &mut Vec<&'c NodeInfo>, diagnosis: &mut Diagnosis) {
+fn examine<'c>(
+    context: Context<'c>,
+    filters: &Filters<'c>,
+    node: &'c NodeInfo,
+    feasible: &mut Vec<&'c NodeInfo>,
+    diagnosis: &mut Diagnosis,
+) {
     match passes_with_nominated(context, filters, node) {
         Ok(()) => feasible.push(node),
         Err((plugin, reject)) => {
@@ -223,11 +235,7 @@ mod tests {
 
     #[test]
     fn the_emptier_node_wins() {
-        let placed = schedule(
-            vec![node("n1").cpu("4"), node("n2").cpu("4")],
-            vec![pod("busy").cpu("2").on("n1")],
-            pod("web").cpu("1"),
-        );
+        let placed = schedule(vec![node("n1").cpu("4"), node("n2").cpu("4")], vec![pod("busy").cpu("2").on("n1")], pod("web").cpu("1"));
         assert_eq!(placed.as_deref(), Ok("n2"));
     }
 

@@ -73,11 +73,8 @@ impl PodFixture {
 /// A node of 32 cores, 64 GiB and 110 pods, with its hostname label.
 pub fn node(name: &str) -> NodeFixture {
     let quantity = |text: &str| Quantity(text.to_owned());
-    let allocatable = BTreeMap::from([
-        ("cpu".to_owned(), quantity("32")),
-        ("memory".to_owned(), quantity("64Gi")),
-        ("pods".to_owned(), quantity("110")),
-    ]);
+    let allocatable =
+        BTreeMap::from([("cpu".to_owned(), quantity("32")), ("memory".to_owned(), quantity("64Gi")), ("pods".to_owned(), quantity("110"))]);
     let mut node = Node {
         spec: Some(NodeSpec::default()),
         status: Some(NodeStatus { allocatable: Some(allocatable), ..Default::default() }),
@@ -129,7 +126,10 @@ pub struct TestWorld {
     pub classes: Vec<Arc<StorageClass>>,
 }
 
-fn named<K: api::k8s_openapi::Metadata<Ty = api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>>(all: &[Arc<K>], key: &Key) -> Option<Arc<K>> {
+fn named<K: api::k8s_openapi::Metadata<Ty = api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>>(
+    all: &[Arc<K>],
+    key: &Key,
+) -> Option<Arc<K>> {
     all.iter().find(|o| Key::of(&***o) == *key).cloned()
 }
 

@@ -14,11 +14,17 @@ use crate::resources::Resources;
 pub enum ClusterEvent {
     NodeAdded(Arc<Node>),
     /// Only if something a plugin could care about changed.
-    NodeUpdated { old: Arc<Node>, new: Arc<Node> },
+    NodeUpdated {
+        old: Arc<Node>,
+        new: Arc<Node>,
+    },
     /// A pod got a node, here or by another hand.
     PodAssigned(Arc<PodInfo>),
     /// A pod that had a node changed its labels, asks for less, or began to terminate.
-    PodChanged { old: Arc<PodInfo>, new: Arc<PodInfo> },
+    PodChanged {
+        old: Arc<PodInfo>,
+        new: Arc<PodInfo>,
+    },
     /// A pod that had a node is gone or finished.
     PodRemoved(Arc<PodInfo>),
     Namespace,

@@ -11,15 +11,13 @@ use std::time::Instant;
 
 use api::Key;
 use api::k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use api::k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
-};
+use api::k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service};
 use api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use api::k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use machinery::informer::{Change, Informer, Informers, Object};
 use machinery::{CancellationToken, events::Recorder};
-use tokio::sync::{Notify, Semaphore};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{Notify, Semaphore};
 
 use crate::core::{Core, Decision};
 use crate::effects::Effects;
@@ -67,9 +65,17 @@ impl Live {
 
     pub async fn synced(&self) {
         tokio::join!(
-            self.pods.synced(), self.nodes.synced(), self.namespaces.synced(), self.services.synced(),
-            self.replication_controllers.synced(), self.replica_sets.synced(), self.stateful_sets.synced(),
-            self.budgets.synced(), self.claims.synced(), self.volumes.synced(), self.storage_classes.synced(),
+            self.pods.synced(),
+            self.nodes.synced(),
+            self.namespaces.synced(),
+            self.services.synced(),
+            self.replication_controllers.synced(),
+            self.replica_sets.synced(),
+            self.stateful_sets.synced(),
+            self.budgets.synced(),
+            self.claims.synced(),
+            self.volumes.synced(),
+            self.storage_classes.synced(),
             self.csi_nodes.synced(),
         );
     }

@@ -146,9 +146,10 @@ impl Queue {
                 self.put(pod, Place::Active);
             }
         }
-        let stale = self.pods.values().filter(|(pod, place)| {
-            matches!(place, Place::Unschedulable) && !pod.gated && pod.since + MAX_UNSCHEDULABLE <= now
-        });
+        let stale = self
+            .pods
+            .values()
+            .filter(|(pod, place)| matches!(place, Place::Unschedulable) && !pod.gated && pod.since + MAX_UNSCHEDULABLE <= now);
         let stale: Vec<String> = stale.map(|(pod, _)| pod.info.uid.clone()).collect();
         for uid in stale {
             self.retry(&uid, now);

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::quantity::Quantity;
 use api::k8s_openapi::api::core::v1::{Container, Pod, PodSpec, ResourceRequirements};
 use api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
+use api::quantity::Quantity;
 
 /// Counted for a container that requests no CPU when nodes are scored: 0.1 core.
 pub const DEFAULT_MILLI_CPU: i64 = 100;

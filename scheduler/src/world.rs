@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use api::Key;
 use api::k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use api::k8s_openapi::api::core::v1::{
-    Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
-};
+use api::k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service};
 use api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use api::k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 

@@ -199,7 +199,9 @@ impl Answers<'_> {
     fn service_records(&self, key: &Key, service: &Service, wanted: impl Fn(&str, &str) -> bool) -> Answer {
         let mut answer = Answer { exists: true, ..Answer::default() };
         let ips = cluster_ips(service);
-        let name = |prefix: &str| Name::from_ascii(format!("{prefix}{}.{}.svc", key.name, key.namespace)).and_then(|n| n.append_domain(self.domain));
+        let name = |prefix: &str| {
+            Name::from_ascii(format!("{prefix}{}.{}.svc", key.name, key.namespace)).and_then(|n| n.append_domain(self.domain))
+        };
         let mut pairs: Vec<(Name, Vec<IpAddr>, u16)> = Vec::new();
         if ips.is_empty() {
             for target in self.targets(key, service) {

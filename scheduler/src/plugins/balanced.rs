@@ -35,10 +35,7 @@ fn balance(cpu: (i64, i64), memory: (i64, i64)) -> i64 {
 
 impl<'c> Score<'c> for Balance {
     fn score(&self, node: &NodeInfo) -> i64 {
-        balance(
-            (node.requested.milli_cpu + self.0, node.allocatable.milli_cpu),
-            (node.requested.memory + self.1, node.allocatable.memory),
-        )
+        balance((node.requested.milli_cpu + self.0, node.allocatable.milli_cpu), (node.requested.memory + self.1, node.allocatable.memory))
     }
 }
 

@@ -58,9 +58,7 @@ fn insufficient(pod: &Resources, allocatable: &Resources, requested: &Resources,
     };
     check(pod.milli_cpu, allocatable.milli_cpu, requested.milli_cpu, &|| "Insufficient cpu".into());
     check(pod.memory, allocatable.memory, requested.memory, &|| "Insufficient memory".into());
-    check(pod.ephemeral_storage, allocatable.ephemeral_storage, requested.ephemeral_storage, &|| {
-        "Insufficient ephemeral-storage".into()
-    });
+    check(pod.ephemeral_storage, allocatable.ephemeral_storage, requested.ephemeral_storage, &|| "Insufficient ephemeral-storage".into());
     for (name, wanted) in &pod.scalars {
         check(*wanted, allocatable.scalar(name), requested.scalar(name), &|| format!("Insufficient {name}").into());
     }
@@ -113,7 +111,10 @@ mod tests {
         ];
         for (pod, used, pods, reasons, resolvable) in cases {
             let reject = insufficient(pod, &size(10, 20, 2), used, *pods);
-            assert_eq!((reject.reasons.as_slice(), reject.resolvable), (reasons.iter().map(|r| Reason::from(*r)).collect::<Vec<_>>().as_slice(), *resolvable));
+            assert_eq!(
+                (reject.reasons.as_slice(), reject.resolvable),
+                (reasons.iter().map(|r| Reason::from(*r)).collect::<Vec<_>>().as_slice(), *resolvable)
+            );
         }
     }
 

@@ -74,9 +74,8 @@ impl<'c> Terms<'c> {
         let mut terms = Terms { pod, world, offended: Counts::default(), near: Counts::default(), away: Counts::default(), likes_itself };
         let affinities = &pod.affinities;
         let class_matches = |term: &AffinityTerm| context.cache.classes.matching(|c| matches(term, &c.namespace, &c.labels, world));
-        let near: Option<Matching> = (!affinities.required.is_empty()).then(|| {
-            context.cache.classes.matching(|c| affinities.required.iter().all(|t| matches(t, &c.namespace, &c.labels, world)))
-        });
+        let near: Option<Matching> = (!affinities.required.is_empty())
+            .then(|| context.cache.classes.matching(|c| affinities.required.iter().all(|t| matches(t, &c.namespace, &c.labels, world))));
         let away: Vec<(&AffinityTerm, Matching)> = affinities.required_anti.iter().map(|t| (t, class_matches(t))).collect();
         let ask_running = context.cache.with_affinity > 0;
         if near.is_none() && away.is_empty() && !ask_running {

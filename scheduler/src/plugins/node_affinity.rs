@@ -86,7 +86,8 @@ impl<'c> Score<'c> for Preferred<'c> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let holds = |term: &&PreferredSchedulingTerm| {
             let preference = &term.preference;
-            let empty = preference.match_expressions.as_ref().is_none_or(Vec::is_empty) && preference.match_fields.as_ref().is_none_or(Vec::is_empty);
+            let empty = preference.match_expressions.as_ref().is_none_or(Vec::is_empty)
+                && preference.match_fields.as_ref().is_none_or(Vec::is_empty);
             !empty && term_matches(preference, &node.name, node.labels())
         };
         self.0.iter().filter(holds).map(|term| i64::from(term.weight)).sum()

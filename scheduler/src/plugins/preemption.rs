@@ -110,8 +110,7 @@ fn split_by_budgets(context: Context<'_>, pods: Vec<Arc<PodInfo>>) -> (Vec<Arc<P
     namespaces.sort_unstable();
     namespaces.dedup();
     let budgets: Vec<_> = namespaces.into_iter().flat_map(|n| context.world.disruption_budgets(n)).collect();
-    let mut allowed: Vec<i32> =
-        budgets.iter().map(|b| b.status.as_ref().map_or(0, |s| s.disruptions_allowed)).collect();
+    let mut allowed: Vec<i32> = budgets.iter().map(|b| b.status.as_ref().map_or(0, |s| s.disruptions_allowed)).collect();
     let mut breaks = |pod: &PodInfo| {
         let mut broken = false;
         for (budget, allowed) in budgets.iter().zip(&mut allowed) {
@@ -146,7 +145,12 @@ mod tests {
     use crate::cycle::Cycles;
     use crate::fixtures::{NodeFixture, PodFixture, TestWorld, node, pod};
 
-    fn preempt(nodes: Vec<NodeFixture>, running: Vec<PodFixture>, pod: PodFixture, world: TestWorld) -> Result<(String, Vec<String>), String> {
+    fn preempt(
+        nodes: Vec<NodeFixture>,
+        running: Vec<PodFixture>,
+        pod: PodFixture,
+        world: TestWorld,
+    ) -> Result<(String, Vec<String>), String> {
         let mut cache = Cache::default();
         nodes.into_iter().for_each(|n| cache.set_node(n.build()));
         running.into_iter().for_each(|p| cache.set_pod(Arc::new(p.info())));

@@ -66,7 +66,10 @@ impl Constraint {
 
     fn matching(&self, context: Context<'_>) -> Matching {
         let namespace = &context.pod.key.namespace;
-        context.cache.classes.matching(|c| !c.terminating && c.namespace == *namespace && self.selectors.iter().all(|s| s.matches(&c.labels)))
+        context
+            .cache
+            .classes
+            .matching(|c| !c.terminating && c.namespace == *namespace && self.selectors.iter().all(|s| s.matches(&c.labels)))
     }
 
     fn counts(&self, pod: &PodInfo, other: &PodInfo) -> bool {
@@ -206,7 +209,8 @@ impl Soft {
             return None;
         }
         let matching: Vec<Matching> = constraints.iter().map(|c| c.matching(context)).collect();
-        let mut soft = Soft { counts: vec![HashMap::new(); constraints.len()], constraints, matching, weights: Vec::new(), need_all_keys: explicit };
+        let mut soft =
+            Soft { counts: vec![HashMap::new(); constraints.len()], constraints, matching, weights: Vec::new(), need_all_keys: explicit };
         let ranked: Vec<&&NodeInfo> = nodes.iter().filter(|n| soft.ranks(n)).collect();
         for (constraint, counts) in soft.constraints.iter().zip(&mut soft.counts).filter(|(c, _)| c.key != HOSTNAME) {
             counts.extend(ranked.iter().filter_map(|n| Some((n.label(&constraint.key)?.to_owned(), 0))));

@@ -76,7 +76,8 @@ fn waits_for_consumer(world: &dyn World, claim: &PersistentVolumeClaim) -> bool 
 
 fn find_claim(world: &dyn World, pod: &PodInfo, name: &str) -> Result<Arc<PersistentVolumeClaim>, Reject> {
     let Some(claim) = world.claim(&Key::new(pod.key.namespace.clone(), name)) else {
-        let ephemeral = pod.spec().volumes.iter().flatten().any(|v| v.ephemeral.is_some() && name == format!("{}-{}", pod.key.name, v.name));
+        let ephemeral =
+            pod.spec().volumes.iter().flatten().any(|v| v.ephemeral.is_some() && name == format!("{}-{}", pod.key.name, v.name));
         return Err(Reject::unresolvable(match ephemeral {
             true => format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\""),
             false => format!("persistentvolumeclaim \"{name}\" not found"),
@@ -128,14 +129,18 @@ impl<'c> Claims<'c> {
         let key = Key::of(claim);
         let name = volume.metadata.name.as_deref().unwrap_or_default();
         let (Some(wanted), Some(offered)) = (&claim.spec, &volume.spec) else { return false };
-        let owner = offered.claim_ref.as_ref().map(|r| (r.namespace.as_deref() == Some(&key.namespace) && r.name.as_deref() == Some(&key.name), r.uid.as_deref()));
+        let owner = offered
+            .claim_ref
+            .as_ref()
+            .map(|r| (r.namespace.as_deref() == Some(&key.namespace) && r.name.as_deref() == Some(&key.name), r.uid.as_deref()));
         let free = match owner {
             Some((same, uid)) => same && uid.is_none_or(|u| u.is_empty() || Some(u) == claim.metadata.uid.as_deref()),
             None => volume.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|p| p == "Available"),
         };
         let modes = |spec: &Option<Vec<String>>| spec.clone().unwrap_or_default();
         let volume_mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-        let requested = wanted.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")).and_then(|q| Quantity::parse(&q.0).ok());
+        let requested =
+            wanted.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")).and_then(|q| Quantity::parse(&q.0).ok());
         free && self.reserved.get(name).is_none_or(|by| *by == key)
             && volume.metadata.deletion_timestamp.is_none()
             && offered.storage_class_name.as_deref().unwrap_or_default() == wanted.storage_class_name.as_deref().unwrap_or_default()
@@ -205,7 +210,8 @@ impl Plugin for VolumeBinding {
         }
         let mut reserved = self.reserved.lock();
         let claims = Claims::new(context.world, context.pod, reserved.clone())?;
-        let choice = claims.choose(node).ok_or_else(|| Reject::unschedulable("node(s) didn't find available persistent volumes to bind"))?;
+        let choice =
+            claims.choose(node).ok_or_else(|| Reject::unschedulable("node(s) didn't find available persistent volumes to bind"))?;
         for (claim, volume) in &choice.volumes {
             reserved.insert(volume.metadata.name.clone().unwrap_or_default(), Key::of(&**claim));
         }

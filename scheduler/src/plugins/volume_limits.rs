@@ -41,9 +41,8 @@ impl<'c> Filter<'c> for Limits<'c> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Reject> {
         let Some(csi_node) = self.world.csi_node(&node.name) else { return Ok(()) };
         let drivers = csi_node.spec.drivers.iter();
-        let limits: HashMap<&str, usize> = drivers
-            .filter_map(|d| Some((d.name.as_str(), usize::try_from(d.allocatable.as_ref()?.count?).ok()?)))
-            .collect();
+        let limits: HashMap<&str, usize> =
+            drivers.filter_map(|d| Some((d.name.as_str(), usize::try_from(d.allocatable.as_ref()?.count?).ok()?))).collect();
         if limits.is_empty() {
             return Ok(());
         }

@@ -60,7 +60,9 @@ impl Plugin for VolumeZone {
         let mut zones = Vec::new();
         for name in &context.pod.claims {
             let claim = context.world.claim(&Key::new(context.pod.key.namespace.clone(), name.clone()));
-            let Some(volume) = claim.and_then(|c| c.spec.as_ref()?.volume_name.clone()).and_then(|v| context.world.volume(&v)) else { continue };
+            let Some(volume) = claim.and_then(|c| c.spec.as_ref()?.volume_name.clone()).and_then(|v| context.world.volume(&v)) else {
+                continue;
+            };
             let labels = volume.metadata.labels.clone().unwrap_or_default();
             // One volume may span zones, written a__b.
             let values = |key: &&'static str| Some((*key, labels.get(*key)?.split("__").map(str::to_owned).collect()));
