@@ -181,6 +181,45 @@ fn go_syntax_error(body: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
+/// In which words a wrong type is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Words {
+    /// Go's JSON decoder.
+    #[default]
+    Json,
+    /// apimachinery's converter from maps, which strategic merge patches end in.
+    Converter,
+}
+
+/// A patched object, checked: the error is the bare reason, for the patch's own envelope. `noted` are strict errors found before.
+pub(crate) fn check_patched(
+    object: Value, gvk: &Gvk, words: Words, noted: Vec<String>, validation: FieldValidation,
+) -> Result<(Value, Vec<String>), String> {
+    let t = lookup(gvk).ok_or_else(|| not_registered(gvk))?;
+    let mut walk = Walk { words, strict: noted, ..Walk::default() };
+    let mut object = walk.object(object, t).map_err(|e| e.to_string())?;
+    let warnings = walk.verdict(validation)?;
+    normalize(gvk, &mut object);
+    set_kind(&mut object, gvk);
+    Ok((object, warnings))
+}
+
+/// A free-form JSON document, and its duplicate fields.
+pub(crate) fn free_form(body: &[u8]) -> Result<(Value, Vec<String>), String> {
+    let mut walk = Walk { free_form_strict: true, ..Walk::default() };
+    let mut source = serde_json::Deserializer::from_slice(body);
+    let value = Seed { walk: &mut walk, kind: Kind::Raw, owner: "", go: "map[string]interface {}" }.deserialize(&mut source);
+    let value = value.and_then(|value| source.end().map(|()| value)).map_err(|e| go_syntax_error(body, &e))?;
+    Ok((value, walk.strict))
+}
+
+fn set_kind(object: &mut Value, gvk: &Gvk) {
+    if let Value::Object(map) = object {
+        map.insert("apiVersion".to_owned(), gvk.api_version().into());
+        map.insert("kind".to_owned(), gvk.kind.clone().into());
+    }
+}
+
 enum Step {
     Field(&'static str),
     Key(String),
@@ -192,6 +231,9 @@ enum Step {
 struct Walk {
     path: Vec<Step>,
     strict: Vec<String>,
+    words: Words,
+    /// Duplicate keys of free-form objects count.
+    free_form_strict: bool,
     /// The first value of a wrong type.
     type_error: Option<String>,
     /// The first value that a type's own parser refused; Go stops there.
@@ -206,17 +248,21 @@ impl Walk {
 
     fn finish(self, parsed: Result<Value, String>, gvk: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
         let mut object = parsed.map_err(|e| cannot_handle(gvk, e))?;
+        let warnings = self.verdict(validation).map_err(|e| cannot_handle(gvk, e))?;
+        set_kind(&mut object, gvk);
+        Ok((object, warnings))
+    }
+
+    /// Warnings, or why the object is refused.
+    fn verdict(self, validation: FieldValidation) -> Result<Vec<String>, String> {
         if let Some(error) = self.value_error.or(self.type_error) {
-            return Err(cannot_handle(gvk, error));
+            return Err(error);
         }
-        if validation == FieldValidation::Strict && !self.strict.is_empty() {
-            return Err(cannot_handle(gvk, format!("strict decoding error: {}", self.strict.join(", "))));
+        match validation {
+            FieldValidation::Strict if !self.strict.is_empty() => Err(format!("strict decoding error: {}", self.strict.join(", "))),
+            FieldValidation::Warn => Ok(self.strict),
+            _ => Ok(Vec::new()),
         }
-        if let Value::Object(map) = &mut object {
-            map.insert("apiVersion".to_owned(), gvk.api_version().into());
-            map.insert("kind".to_owned(), gvk.kind.clone().into());
-        }
-        Ok((object, if validation == FieldValidation::Warn { self.strict } else { Vec::new() }))
     }
 
     fn note(&mut self, what: &str, name: &str) {
@@ -254,12 +300,35 @@ struct Seed<'w> {
 
 impl Seed<'_> {
     fn wrong(self, found: &str) -> Value {
-        if self.walk.type_error.is_none() {
+        if self.walk.type_error.is_none() && self.walk.words == Words::Converter {
+            self.walk.type_error = Some(self.converter_error(found));
+        } else if self.walk.type_error.is_none() {
             let fields: Vec<&str> = self.walk.path.iter().filter_map(|s| if let Step::Field(name) = s { Some(*name) } else { None }).collect();
             let into = if self.owner.is_empty() { "value".to_owned() } else { format!("struct field {}.{}", self.owner, fields.join(".")) };
             self.walk.type_error = Some(format!("json: cannot unmarshal {found} into Go {into} of type {}", self.go));
         }
         Value::Null
+    }
+
+    fn converter_error(&self, found: &str) -> String {
+        let found = match found {
+            "array" => "slice",
+            "object" => "map",
+            text if text.starts_with("number") && text.contains('.') => "float64",
+            text if text.starts_with("number") => "int64",
+            other => other,
+        };
+        let source = match found {
+            "slice" => "[]interface {}",
+            "map" => "map[string]interface {}",
+            scalar => scalar,
+        };
+        match self.kind {
+            Kind::Struct(_) => format!("cannot restore struct from: {found}"),
+            Kind::List(_) | Kind::Items => format!("cannot restore slice from {found}"),
+            Kind::Map(_) => format!("cannot restore map from {found}"),
+            _ => format!("cannot convert {source} to {}", self.go),
+        }
     }
 
     fn refuse(self, error: String) -> Value {
@@ -394,7 +463,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 let go = self.element_go();
                 self.entries(source, *element, go, true)
             }
-            Kind::Raw => self.entries(source, Kind::Raw, "interface {}", false),
+            Kind::Raw => {
+                let checked = self.walk.free_form_strict;
+                self.entries(source, Kind::Raw, "interface {}", checked)
+            }
             _ => {
                 let mut source = source;
                 while source.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}

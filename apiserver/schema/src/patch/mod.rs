@@ -4,11 +4,12 @@
 
 pub mod strategic;
 
-use api::Status;
-use api::key::Gvk;
+use api::key::{GroupKind, Gvk};
+use api::{Status, field};
 use api::status::{Details, Reason};
 use serde_json::Value;
 
+use crate::decode::{self, FieldValidation, Words};
 use crate::types::{Kind, Type, lookup};
 use strategic::{FieldShape, PatchError, Shape};
 
@@ -33,6 +34,47 @@ pub fn merge(object: &mut Value, patch: &[u8]) -> Result<(), Status> {
     }
     json_patch::merge(object, &patch);
     Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchType {
+    Json,
+    Merge,
+    Strategic,
+}
+
+/// The patched object, checked against its type and normalized, and warnings.
+///
+/// Errors as upstream's for each type of patch: 400 for a patch that can't be read, 422 `Invalid` on `patch` for a result that is no `gvk`.
+pub fn apply(gvk: &Gvk, object: &Value, patch_type: PatchType, body: &[u8], validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+    let mut patched = object.clone();
+    if patch_type != PatchType::Strategic {
+        match patch_type {
+            PatchType::Json => json(&mut patched, body)?,
+            _ => merge(&mut patched, body)?,
+        }
+        // What kubectl shows as the bad value is the whole patched document.
+        let document = patched.clone();
+        return decode::check_patched(patched, gvk, Words::Json, Vec::new(), validation).map_err(|why| invalid(document.to_string(), why));
+    }
+    let (patch, noted) = decode::free_form(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+    let patched = strategic(gvk, &patched, &patch)?;
+    decode::check_patched(patched, gvk, Words::Converter, noted, validation).map_err(|why| invalid(go_map(&patch), why))
+}
+
+fn invalid(value: String, why: String) -> Status {
+    Status::invalid(&GroupKind::new("", ""), "", vec![field::Error::invalid(&field::Path::new("patch"), value, why)])
+}
+
+/// As Go's `%+v` prints it.
+fn go_map(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => format!("map[{}]", map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect::<Vec<_>>().join(" ")),
+        scalar => scalar.to_string(),
+    }
 }
 
 /// Strategic merge patch, for built-in kinds. Errors: 400 for a malformed patch, 415 for a kind without a schema.
@@ -74,5 +116,53 @@ impl From<PatchError> for Status {
             PatchError::Internal(_) => Status::internal(error),
             _ => Status::bad_request(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(patch_type: PatchType, body: &str) -> (u16, String) {
+        let gvk = Gvk::new("apps", "v1", "Deployment");
+        let live = json!({"spec": {"replicas": 1}});
+        let error = apply(&gvk, &live, patch_type, body.as_bytes(), FieldValidation::Strict).unwrap_err();
+        (error.code, error.message)
+    }
+
+    #[test]
+    fn refusals_read_as_upstreams() {
+        let strategic = |body| refused(PatchType::Strategic, body);
+        let head = r#" "" is invalid: patch: Invalid value: "#;
+        let cases = [
+            (strategic(r#"{"spec":{"foo":1}}"#), 422, format!(r#"{head}"map[spec:map[foo:1]]": strict decoding error: unknown field "spec.foo""#)),
+            (strategic(r#"{"spec":{"replicas":"x"}}"#), 422, format!(r#"{head}"map[spec:map[replicas:x]]": cannot convert string to int32"#)),
+            (strategic(r#"{"spec":{"template":[]}}"#), 422, format!(r#"{head}"map[spec:map[template:[]]]": cannot restore struct from: slice"#)),
+            (
+                strategic(r#"{"spec":{"paused":true,"paused":true}}"#),
+                422,
+                format!(r#"{head}"map[spec:map[paused:true]]": strict decoding error: duplicate field "spec.paused""#),
+            ),
+            (
+                refused(PatchType::Merge, r#"{"spec":{"replicas":"x"}}"#),
+                422,
+                format!(r#"{head}"{{\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#),
+            ),
+            (strategic("{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
+        ];
+        for ((code, message), expected, text) in cases {
+            assert_eq!((code, message.as_str()), (expected, text.as_str()));
+        }
+    }
+
+    #[test]
+    fn a_good_patch_gives_a_whole_object() {
+        let gvk = Gvk::new("apps", "v1", "Deployment");
+        let (object, warnings) = apply(&gvk, &json!({"spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
+        assert_eq!(object["spec"]["paused"], true);
+        assert_eq!(object["kind"], "Deployment");
+        assert_eq!(warnings, [r#"unknown field "spec.x""#]);
     }
 }
