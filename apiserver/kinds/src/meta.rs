@@ -53,7 +53,7 @@ fn validate_names(kind: &Kind, object: &Value, path: &Path) -> ErrorList {
 }
 
 /// Metadata of a replacement against what is stored.
-pub fn validate_object_meta_update(kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+pub fn validate_object_meta_update(new: &Value, old: &Value) -> ErrorList {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
     if is_set(old, "/metadata/deletionTimestamp") {
@@ -76,9 +76,6 @@ pub fn validate_object_meta_update(kind: &Kind, new: &Value, old: &Value) -> Err
     errors.extend(validate_annotations(map(new, "/metadata/annotations"), &path.child("annotations")));
     errors.extend(validate_owners(list(new, "/metadata/ownerReferences"), &path.child("ownerReferences")));
     errors.extend(validate_finalizers(list(new, "/metadata/finalizers"), &path.child("finalizers")));
-    if !kind.allow_unconditional_update && text(new, "/metadata/resourceVersion").is_empty() {
-        errors.push(Error::invalid(&path.child("resourceVersion"), 0, "must be specified for an update"));
-    }
     errors
 }
 

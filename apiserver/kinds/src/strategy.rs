@@ -17,6 +17,9 @@ pub trait Strategy: Sync {
         prepare_for_create(kind, object);
     }
 
+    /// Writes down who asks for a new object, where the kind records that. `user` is an `authentication/v1 UserInfo`.
+    fn stamp_requester(&self, _object: &mut Value, _user: &Value) {}
+
     /// Shapes a replacement: status as stored, generation up by one if anything but metadata and status changed.
     fn prepare_for_update(&self, kind: &Kind, new: &mut Value, old: &Value) {
         prepare_for_update(kind, new, old);

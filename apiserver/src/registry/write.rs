@@ -15,6 +15,7 @@ use kinds::Kind;
 use serde_json::{Value, json};
 
 use super::record::Record;
+use super::reviews::user_info;
 use super::tree::{self, text};
 use super::{Caller, Registry, Target, WriteOptions, unavailable};
 use crate::storage::{Expect, StoreError};
@@ -67,6 +68,7 @@ impl Registry {
 
     async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
         let kind = target.storage();
+        kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
         kind.strategy.prepare_for_create(kind, &mut object);
         let (object, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
             let mut errors = kinds::validate_object_meta(kind, object);
@@ -137,7 +139,7 @@ impl Registry {
             Part::Raw => {}
         }
         let (new, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
-            let mut errors = kinds::validate_object_meta_update(kind, new, &old);
+            let mut errors = kinds::validate_object_meta_update(new, &old);
             errors.extend(match part {
                 Part::Main => kind.strategy.validate_update(kind, new, &old),
                 Part::Status => kind.strategy.validate_status_update(kind, new, &old),

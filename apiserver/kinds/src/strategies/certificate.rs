@@ -18,14 +18,6 @@ const FORM: &str = "must be a fully qualified domain and path of the form 'examp
 
 pub struct SigningRequest;
 
-/// Who asks is not for the asker to say: the registry stamps the authenticated user on a new request.
-pub fn stamp_requestor(object: &mut Value, username: &str, uid: &str, groups: &[String], extra: &Value) {
-    let spec = child(object, "spec");
-    for (name, value) in [("username", json!(username)), ("uid", json!(uid)), ("groups", json!(groups)), ("extra", extra.clone())] {
-        set(spec, name, value);
-    }
-}
-
 /// `/approval` changes the decision and nothing else.
 pub fn prepare_for_approval(kind: &Kind, new: &mut Value, old: &Value) {
     let conditions = new["status"]["conditions"].clone();
@@ -41,6 +33,14 @@ fn is_decision(condition: &Value) -> bool {
 }
 
 impl Strategy for SigningRequest {
+    /// Who asks is not for the asker to say.
+    fn stamp_requester(&self, object: &mut Value, user: &Value) {
+        let spec = child(object, "spec");
+        for field in ["username", "uid", "groups", "extra"] {
+            copy_field(spec, user, field);
+        }
+    }
+
     fn prepare_for_update(&self, kind: &Kind, new: &mut Value, old: &Value) {
         prepare_for_update(kind, new, old);
         copy_field(new, old, "spec");
