@@ -254,3 +254,64 @@ fn set_finalizers(object: &mut Value, finalizers: Vec<String>) {
         meta.insert("finalizers".into(), json!(finalizers));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(meta: Value, node: &str) -> Value {
+        let mut pod = json!({"metadata": {"name": "web", "uid": "u", "generation": 1}, "spec": {"nodeName": node, "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}});
+        for (name, value) in meta.as_object().into_iter().flatten() {
+            pod["metadata"][name] = value.clone();
+        }
+        pod
+    }
+
+    /// `gone`, `left`, or `deletionTimestamp/grace/finalizers`.
+    fn outcome(resource: (&str, &str), object: Value, options: DeleteOptions) -> String {
+        let kind = kinds::by_resource(resource.0, resource.1).unwrap();
+        match plan(kind, object, &options, "2025-01-01T00:00:00Z".parse().unwrap()) {
+            Plan::Remove => "gone".into(),
+            Plan::Leave => "left".into(),
+            Plan::Mark(new) => {
+                let meta = &new["metadata"];
+                let at = meta["deletionTimestamp"].as_str().unwrap_or("-").trim_start_matches("2025-01-01T").to_owned();
+                let finalizers: Vec<&str> = items(&new, "/metadata/finalizers").iter().filter_map(Value::as_str).collect();
+                format!("{at}/{}/{}", meta["deletionGracePeriodSeconds"], finalizers.join(","))
+            }
+        }
+    }
+
+    #[test]
+    fn plans_as_upstream() {
+        let options = DeleteOptions::default;
+        let grace = |seconds| DeleteOptions { grace_period_seconds: Some(seconds), ..options() };
+        let policy = |name: &str| DeleteOptions { propagation_policy: Some(name.into()), ..options() };
+        let pods = ("", "pods");
+        let dying = json!({"deletionTimestamp": "2025-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30});
+        let cases = [
+            (pods, pod(json!({}), "n1"), options(), "00:00:30Z/30/"),
+            (pods, pod(json!({}), ""), options(), "gone"),
+            (pods, pod(json!({}), "n1"), grace(0), "gone"),
+            (pods, pod(json!({}), "n1"), grace(5), "00:00:05Z/5/"),
+            (pods, pod(json!({}), "n1"), grace(-1), "00:00:01Z/1/"),
+            (pods, pod(dying.clone(), "n1"), options(), "left"),
+            (pods, pod(dying.clone(), "n1"), grace(60), "left"),
+            (pods, pod(dying.clone(), "n1"), grace(10), "00:00:10Z/10/"),
+            (pods, pod(dying, "n1"), grace(0), "gone"),
+            (pods, pod(json!({"finalizers": ["a/b"]}), ""), options(), "00:00:00Z/0/a/b"),
+            (("", "configmaps"), json!({"metadata": {}}), options(), "gone"),
+            (("", "configmaps"), json!({"metadata": {"finalizers": ["a/b"]}}), options(), "00:00:00Z/0/a/b"),
+            (("apps", "deployments"), json!({"metadata": {}}), policy("Foreground"), "00:00:00Z/0/foregroundDeletion"),
+            (("apps", "deployments"), json!({"metadata": {}}), policy("Orphan"), "00:00:00Z/0/orphan"),
+            (("batch", "jobs"), json!({"metadata": {}}), options(), "00:00:00Z/0/orphan"),
+            (("batch", "jobs"), json!({"metadata": {}}), policy("Background"), "gone"),
+            (("", "namespaces"), json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}}), options(), "00:00:00Z/0/"),
+            (("", "namespaces"), json!({"metadata": {}, "spec": {}}), options(), "gone"),
+        ];
+        for (resource, object, options, expected) in cases {
+            let described = format!("{} {object} {options:?}", resource.1);
+            assert_eq!(outcome(resource, object, options), expected, "{described}");
+        }
+    }
+}

@@ -80,8 +80,8 @@ impl Registry {
             caller.warn(warning);
         }
         let key = tree::key_of(&object);
-        if self.records(kind)?.get(&key).is_some() {
-            return Err(Status::already_exists(&target.resource(), &key.name));
+        if let Some(record) = self.records(kind)?.get(&key) {
+            return Err(exists(target, &record));
         }
         let lease = self.addresses.assign(&self.cache, kind, &object, None)?;
         let object = lease.object;
@@ -309,6 +309,15 @@ fn is_finished(kind: &Kind, object: &Value) -> bool {
     let namespace_held = kind.plural == "namespaces" && !tree::items(object, "/spec/finalizers").is_empty();
     let grace = tree::number(object, "/metadata/deletionGracePeriodSeconds").unwrap_or(0);
     tree::is_being_deleted(object) && !held && !namespace_held && grace == 0
+}
+
+/// 409; says so when the name will soon be free.
+fn exists(target: &Target, record: &Record) -> Status {
+    let mut status = Status::already_exists(&target.resource(), &record.key.name);
+    if tree::is_being_deleted(&record.value()) {
+        status.message = format!("object is being deleted: {}", status.message);
+    }
+    status
 }
 
 /// An error upstream returns without a reason: 500 and the bare text.
