@@ -62,6 +62,8 @@ fn web_entries() -> Result<Vec<Entry>> {
         folder("www", 0o755),
         file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n"),
         file("etc/group", "root:x:0:\nnobody:x:65534:\n"),
+        // Without it glibc's static resolver looks for modules that are not in the image.
+        file("etc/nsswitch.conf", "hosts: files dns\n"),
         file("www/index.html", "<h1>Coracle</h1>\n"),
         Entry::File { path: "bin/busybox".into(), mode: 0o755, content: Content::Host(busybox) },
     ];

@@ -83,7 +83,7 @@ spec:
   containers:
   - name: main
     image: coracle/web:1
-    command: [sh, -c, "head -c 100m /dev/zero | tail -c 90m > /dev/null; sleep 1000"]
+    command: [sh, -c, "sleep 3; exec tail -c 90m /dev/zero"]
     resources: {limits: {memory: 20Mi, cpu: 500m}}
 "#,
     )?;

@@ -20,7 +20,7 @@ pub fn logs(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("s-logs")?;
     kubectl.apply(&pod(
         "talk",
-        "for i in 1 2 3; do echo line $i; done; echo oops >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo last; exit 1",
+        "for i in 1 2 3; do echo line $i; done; sleep 0.3; echo oops >&2; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo last; exit 1",
     ))?;
     kubectl.ok("wait --for=condition=Ready pod/talk --timeout=60s")?;
     until(20, "first lines", || ensure_eq(kubectl.ok("logs talk")?, "line 1\nline 2\nline 3\noops\n".into(), "logs"))?;
@@ -80,7 +80,8 @@ pub fn port_forward(spine: &Spine) -> Result<()> {
     BufReader::new(forward.0.stdout.take().context("pipe")?).read_line(&mut line)?;
     let Some(address) = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next()) else { bail!("said {line:?}") };
     for _ in 0..3 {
-        ensure_contains(&get(address)?, &["200 OK", "Coracle"])?;
+        // The container runs, but may not listen yet: kubectl then closes the connection.
+        ensure_contains(&until(10, "the page", || get(address))?, &["200 OK", "Coracle"])?;
     }
     forward.end().map(drop)
 }
