@@ -106,7 +106,7 @@ fn refuse_untranslatable(headers: &HeaderMap) -> Result<(), Status> {
     let offered: Vec<&str> =
         headers.get_all("sec-websocket-protocol").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
     let spoken = |p: &&str| matches!(*p, "v4.channel.k8s.io" | "v4.base64.channel.k8s.io" | "channel.k8s.io" | "base64.channel.k8s.io" | "");
-    if offered.is_empty() || offered.iter().any(|p| spoken(&p)) {
+    if offered.is_empty() || offered.iter().any(spoken) {
         return Ok(());
     }
     Err(Status::bad_request(format!("unable to upgrade: none of the offered protocols is supported: {}", offered.join(", "))))
@@ -265,7 +265,7 @@ fn service_place(app: &App, call: &Call, target: &Target) -> Result<Place, Statu
     refuse_https(scheme)?;
     let key = Key::new(target.key.namespace.clone(), name);
     let service = app.registry.find(&Target { key: key.clone(), ..target.clone() })?.value();
-    let wanted = items(&service, "/spec/ports").iter().find(|p| port.is_empty() || p["name"] == port || p["port"].to_string() == port);
+    let wanted = items(&service, "/spec/ports").iter().find(|p| port.is_empty() || p["name"] == port || number(p, "/port") == port.parse().ok());
     let port_name = wanted.map(|p| text(p, "/name").to_owned());
     let unavailable = || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
     let port_name = port_name.ok_or_else(|| Status::service_unavailable(format!("no service port {port:?} found for service {name:?}")))?;

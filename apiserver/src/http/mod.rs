@@ -133,6 +133,7 @@ where
         info,
         query,
     };
+    call.caller.patches = call.method == Method::PATCH;
     if upgrade.is_none() && !matches!(call.method, Method::GET | Method::HEAD) {
         call.body = read_body(body).await?;
     }

@@ -130,10 +130,12 @@ fn keep_assigned(new: &mut Value, old: &Value) {
         let asked = self::number(port, "/nodePort").unwrap_or(0);
         if keep && asked == 0 {
             port["nodePort"] = json!(assigned);
-        } else if !keep && asked == *assigned && matches!(service_type(old), "NodePort" | "LoadBalancer") {
-            if let Some(port) = port.as_object_mut() {
-                port.remove("nodePort");
-            }
+        } else if !keep
+            && asked == *assigned
+            && matches!(service_type(old), "NodePort" | "LoadBalancer")
+            && let Some(port) = port.as_object_mut()
+        {
+            port.remove("nodePort");
         }
     }
 }

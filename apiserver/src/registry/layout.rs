@@ -29,7 +29,7 @@ pub fn store_key(kind: &Kind, key: &Key) -> String {
 }
 
 /// The folder and object of a stored key. Inverse of [`store_key`], given the set of folders.
-pub fn split<'a>(stored: &'a str, is_folder: impl Fn(&str) -> bool) -> Option<(&'a str, Key)> {
+pub fn split(stored: &str, is_folder: impl Fn(&str) -> bool) -> Option<(&str, Key)> {
     let path = stored.strip_prefix(ROOT)?;
     let first = path.find('/')?;
     let second = path[first + 1..].find('/').map(|i| first + 1 + i);

@@ -59,13 +59,15 @@ pub struct Caller {
     /// The client's program, for the journal.
     pub agent: String,
     pub cause: Option<Cause>,
+    /// The request is a PATCH: the journal says so.
+    pub patches: bool,
     pub now: Timestamp,
     warnings: Mutex<Vec<String>>,
 }
 
 impl Caller {
     pub fn new(user: Arc<User>, agent: String, cause: Option<Cause>) -> Self {
-        Caller { user, agent, cause, now: Timestamp::now(), warnings: Mutex::default() }
+        Caller { user, agent, cause, patches: false, now: Timestamp::now(), warnings: Mutex::default() }
     }
 
     /// The API server itself.

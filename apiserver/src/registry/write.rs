@@ -164,7 +164,11 @@ impl Registry {
 
     async fn swap(&self, caller: &Caller, target: &Target, stored: &Arc<Record>, new: &Value, outcome: &Outcome) -> Result<Option<Arc<Record>>, Status> {
         self.charge(outcome).await?;
-        let verb = if target.subresource == "binding" { "bind" } else { "update" };
+        let verb = match target.subresource.as_str() {
+            "binding" => "create",
+            _ if caller.patches => "patch",
+            _ => "update",
+        };
         let gone = is_finished(target.storage(), new);
         let written = if gone {
             self.remove(stored).await
