@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, ObjectReference, Pod, Probe};
 use machinery::CancellationToken;
 use machinery::events::Recorder;
 use parking_lot::Mutex;
@@ -74,6 +74,7 @@ impl Probes {
         if self.running.contains_key(&id) {
             return;
         }
+        self.recall(pod, container, &id);
         if kind != ProbeKind::Startup && !self.started(container, &instance.id) {
             return;
         }
@@ -96,6 +97,23 @@ impl Probes {
                 () = task.run() => {}
             }
         });
+    }
+
+    /// A kubelet that has just started has no verdicts. A container that was started and ready on record, and is still the same one,
+    /// stays so until a probe says otherwise: or a restart of the kubelet would take every pod of the node out of its Services.
+    fn recall(&self, pod: &Pod, container: &Container, id: &Id) {
+        let status = pod.status();
+        let mut statuses = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        let same = |s: &&ContainerStatus| s.name == container.name && s.container_id.as_deref().is_some_and(|on_record| on_record.ends_with(&id.0));
+        let Some(recorded) = statuses.find(same) else { return };
+        let held = match id.1 {
+            ProbeKind::Startup => recorded.started == Some(true),
+            ProbeKind::Readiness => recorded.ready,
+            ProbeKind::Liveness => false,
+        };
+        if held {
+            self.verdicts.lock().entry(id.clone()).or_insert(true);
+        }
     }
 
     fn started(&self, container: &Container, id: &str) -> bool {

@@ -173,7 +173,7 @@ pub fn patch_label_annotate_edit(spine: &Spine) -> Result<()> {
     ensure_contains(&kubectl.ok("label deployment web tier-")?, &["deployment.apps/web unlabeled"])?;
     ensure_contains(&kubectl.ok("annotate deployment web note-")?, &["deployment.apps/web annotated"])?;
     let mut edit = kubectl.command("edit deployment web");
-    edit.env("KUBE_EDITOR", "sed -i s/replicas:.2/replicas:\\x201/");
+    edit.env("KUBE_EDITOR", "sed -i /^..replicas:/s/2/1/");
     let edited = tests::kubectl::finish(edit, "")?;
     ensure_contains(&edited.stdout, &["deployment.apps/web edited"])?;
     ensure_eq(kubectl.path("deployment/web", "{.spec.replicas}")?, "1".into(), "edited")
