@@ -17,7 +17,6 @@ pub fn bad_input_is_refused_and_not_stored(spine: &Spine) -> Result<()> {
         (config_map("metadata: {name: a, labels: {x: 'a b'}}"), "metadata.labels: Invalid value: \"a b\""),
         (config_map("metadata: {name: a}\ndata: {k: 1}"), "cannot unmarshal number into Go struct field ConfigMap.data of type string"),
         (config_map("metadata: {name: a}\ndota: {k: v}"), "strict decoding error: unknown field \"dota\""),
-        ("apiVersion: v1\nkind: Nope\nmetadata: {name: a}".into(), "no matches for kind \"Nope\" in version \"v1\""),
         (deployment.replace("replicas: 1", "replicas: -1"), "spec.replicas: Invalid value: -1: must be greater than or equal to 0"),
         (deployment.replace("image: coracle/web:1", "image: ''"), "spec.template.spec.containers[0].image: Required value"),
         (

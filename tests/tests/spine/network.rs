@@ -21,9 +21,9 @@ pub fn names_and_services(spine: &Spine) -> Result<()> {
         &["nameserver 10.96.0.10", "n-names.svc.cluster.local svc.cluster.local cluster.local", "ndots:5"],
     )?;
     for name in ["web", "web.n-names", "web.n-names.svc.cluster.local", "hollow:8080"] {
-        until(30, name, || ensure_contains(&shell(&format!("wget -qO- -T 2 http://{name}/"))?, &["Coracle"]))?;
+        until(30, name, || ensure_contains(&shell(&format!("wget -qO- http://{name}/"))?, &["Coracle"]))?;
     }
-    ensure_contains(&shell("wget -qO- -T 2 http://quickstart.default/")?, &["Your cluster works."])?;
+    ensure_contains(&shell("wget -qO- http://quickstart.default/")?, &["Your cluster works."])?;
     let address = kubectl.path("service/web", "{.spec.clusterIP}")?;
     ensure_contains(&shell("nslookup web.n-names.svc.cluster.local")?, &[&address])?;
     let pods = kubectl.ok_with("get pods -l app=web", &["-o", "jsonpath={.items[*].status.podIP}"])?;
@@ -32,13 +32,13 @@ pub fn names_and_services(spine: &Spine) -> Result<()> {
     // A pod reaches itself through its own Service, and the API server through its.
     let one = kubectl.ok_with("get pods -l app=web", &["-o", "jsonpath={.items[0].metadata.name}"])?;
     for _ in 0..4 {
-        ensure_contains(&kubectl.ok_with(&format!("exec {one} -- wget -qO- -T 2"), &["http://web/"])?, &["Coracle"])?;
+        ensure_contains(&kubectl.ok_with(&format!("exec {one} -- wget -qO-"), &["http://web/"])?, &["Coracle"])?;
     }
     ensure_contains(&shell("nc -w 2 kubernetes.default 443 </dev/null && echo open")?, &["open"])?;
     // A Service without endpoints refuses at once.
     kubectl.ok("scale deployment web --replicas=0")?;
     until(30, "refusal", || {
-        let said = kubectl.run_with("exec client -- wget -qO- -T 2", &["http://web/"])?;
+        let said = kubectl.run_with("exec client -- wget -qO-", &["http://web/"])?;
         ensure_contains(&said.stderr, &["refused"])
     })
 }
