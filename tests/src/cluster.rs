@@ -85,7 +85,9 @@ impl Cluster {
         }
         for process in procfs::process::all_processes()?.flatten() {
             let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).unwrap_or_default();
-            if cgroups.contains(&format!("/coracle/{}/", self.name)) {
+            // A dead process that init has not yet collected holds nothing.
+            let dead = process.stat().is_ok_and(|stat| stat.state == 'Z');
+            if !dead && cgroups.contains(&format!("/coracle/{}/", self.name)) {
                 left.push(format!("process {}", process.pid));
             }
         }

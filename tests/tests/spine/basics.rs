@@ -13,9 +13,14 @@ pub fn get(address: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
+    let mut answer = Vec::new();
+    // A reset behind the whole answer takes nothing from it.
+    if let Err(e) = stream.read_to_end(&mut answer)
+        && answer.is_empty()
+    {
+        return Err(e.into());
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 pub fn nodes_are_ready(spine: &Spine) -> Result<()> {

@@ -27,7 +27,7 @@ pub fn bad_input_is_refused_and_not_stored(spine: &Spine) -> Result<()> {
         (deployment.replace("containerPort: 8080", "containerPort: 80800"), "must be between 1 and 65535, inclusive"),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 1.2.3.4, ports: [{port: 80}]}".into(),
-            "provided IP is not in the valid range",
+            "the provided IP (1.2.3.4) is not in the valid range",
         ),
     ] {
         ensure_contains(&kubectl.fails_stdin("create -f -", &input)?, &[said])?;

@@ -79,7 +79,9 @@ pub fn port_forward(spine: &Spine) -> Result<()> {
     until(10, "the server listens", || kubectl.ok("exec web -- wget -qO- http://127.0.0.1:8080/"))?;
     let mut forward = kubectl.spawn("port-forward pod/web :8080")?;
     let mut line = String::new();
-    BufReader::new(forward.0.stdout.take().context("pipe")?).read_line(&mut line)?;
+    // Kept open to the end: kubectl writes a line for each connection.
+    let mut said = BufReader::new(forward.0.stdout.take().context("pipe")?);
+    said.read_line(&mut line)?;
     let Some(address) = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next()) else { bail!("said {line:?}") };
     for _ in 0..3 {
         ensure_contains(&get(address)?, &["200 OK", "Coracle"])?;
