@@ -20,7 +20,10 @@ use tests::cluster::Cluster;
 use tests::kubectl::Kubectl;
 use tests::runner;
 
-pub const NAME: &str = "test-spine";
+/// The cluster, so that two runs on one machine do not meet: `CLUSTER=mine cargo test …`.
+pub fn name() -> String {
+    std::env::var("CLUSTER").unwrap_or_else(|_| "test-spine".into())
+}
 
 /// What every stage gets.
 pub struct Spine {
@@ -47,11 +50,11 @@ const FLAGS: [&str; 4] =
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     // What an interrupted run left.
-    let leftover = Cluster { name: NAME.into() };
+    let leftover = Cluster { name: name() };
     if let Err(e) = leftover.coracle(&["down"]) {
         println!("clear up before: {e:#}");
     }
-    let (passed, failed, skipped) = match Cluster::up(NAME, &FLAGS) {
+    let (passed, failed, skipped) = match Cluster::up(&name(), &FLAGS) {
         Ok((cluster, printed)) => {
             println!("{printed}");
             all(Spine { cluster, printed }, &filters)
