@@ -28,6 +28,12 @@ pub struct Config {
     /// CA published to every namespace as kube-root-ca.crt, so that pods can trust the API server
     #[arg(long, value_name = "FILE")]
     pub root_ca_file: Option<PathBuf>,
+    /// Key that signs the tokens of Secrets, PEM; the API server's `--service-account-key-file` must have its public half
+    #[arg(long, value_name = "FILE")]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// Give every service account a Secret with a token that never ends, listed in its `.secrets`, as Kubernetes did up to v1.23
+    #[arg(long, requires = "service_account_private_key_file")]
+    pub legacy_service_account_token_secrets: bool,
     /// CA certificate with which CertificateSigningRequests are signed
     #[arg(long, value_name = "FILE", requires = "cluster_signing_key_file")]
     pub cluster_signing_cert_file: Option<PathBuf>,

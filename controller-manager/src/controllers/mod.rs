@@ -20,6 +20,7 @@ pub mod root_ca;
 pub mod serviceaccount;
 pub mod statefulset;
 pub mod taint_eviction;
+pub mod token_secrets;
 pub mod ttl_after_finished;
 pub mod volume_protection;
 
@@ -65,6 +66,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("replicationcontroller-controller", replication::run),
     row!("root-ca-certificate-publisher-controller", root_ca::run),
     row!("serviceaccount-controller", serviceaccount::run),
+    row!("serviceaccount-token-controller", token_secrets::run),
     row!("statefulset-controller", statefulset::run),
     row!("taint-eviction-controller", taint_eviction::run),
     row!("ttl-after-finished-controller", ttl_after_finished::run),

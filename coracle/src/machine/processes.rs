@@ -101,6 +101,7 @@ fn controller_manager(cluster: &Cluster) -> Process {
         "--node-cidr-mask-size=24".into(),
         format!("--service-cluster-ip-range={SERVICE_CIDR}"),
         format!("--root-ca-file={PKI}/ca.crt"),
+        format!("--service-account-private-key-file={PKI}/sa.key"),
         format!("--cluster-signing-cert-file={PKI}/ca.crt"),
         format!("--cluster-signing-key-file={PKI}/ca.key"),
         "--leader-elect=true".into(),

@@ -47,6 +47,35 @@ pub struct Reference {
     pub uid: String,
 }
 
+/// Issuer of the tokens that live in Secrets.
+pub const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// What those say: flat, bound to a Secret by name, and without an end. Made by the controller manager.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LegacyClaims {
+    sub: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    name: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    uid: String,
+}
+
+impl From<LegacyClaims> for Claims {
+    fn from(legacy: LegacyClaims) -> Self {
+        let bindings = Bindings {
+            namespace: legacy.namespace,
+            secret: Some(Reference { name: legacy.secret, uid: String::new() }),
+            serviceaccount: Reference { name: legacy.name, uid: legacy.uid },
+            ..Bindings::default()
+        };
+        Claims { iss: LEGACY_ISSUER.to_owned(), sub: legacy.sub, bindings, ..Claims::default() }
+    }
+}
+
 fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]

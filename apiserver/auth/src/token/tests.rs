@@ -248,3 +248,28 @@ fn discovery_documents() {
     assert_eq!(URL_SAFE_NO_PAD.decode(set["keys"][1]["n"].as_str().unwrap()).unwrap().len(), 256);
     assert!(SigningKey::from_pem(b"not pem").is_err());
 }
+
+#[test]
+fn a_secrets_token_lives_with_its_secret() {
+    let pem = ec_pem();
+    let (_, verifier) = pair(&pem);
+    let key = SigningKey::from_pem(pem.as_bytes()).unwrap();
+    let claims = json!({
+        "iss": "kubernetes/serviceaccount",
+        "kubernetes.io/serviceaccount/namespace": "ns",
+        "kubernetes.io/serviceaccount/secret.name": "t",
+        "kubernetes.io/serviceaccount/service-account.name": "app",
+        "kubernetes.io/serviceaccount/service-account.uid": "u-sa",
+        "sub": "system:serviceaccount:ns:app",
+    });
+    let header = json!({"alg": "ES256", "kid": key.public().id});
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(key.sign(message.as_bytes()).unwrap()));
+    let secret = |labels: Value, data: &str| json!({"metadata": {"namespace": "ns", "name": "t", "uid": "u-t", "labels": labels}, "data": {"token": STANDARD.encode(data)}});
+    let verify = |cluster: Cluster| verifier.verify(&token, &[], at(0), &cluster).map(|verified| (verified.user.name, verified.audiences));
+    assert_eq!(verify(cluster().with("secrets", secret(json!({}), &token))), Ok(("system:serviceaccount:ns:app".to_owned(), vec![URL.to_owned()])));
+    assert_eq!(verify(cluster()), Err(TokenError::Invalidated));
+    assert_eq!(verify(cluster().with("secrets", secret(json!({}), "another"))), Err(TokenError::NotTheStored));
+    let marked = secret(json!({"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}), &token);
+    assert_eq!(verify(cluster().with("secrets", marked)), Err(TokenError::MarkedInvalid(api::Key::new("ns", "t"))));
+}

@@ -7,16 +7,16 @@ use std::collections::HashMap;
 
 use api::{GroupResource, Key};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
-use super::claims::{Claims, Reference};
+use super::claims::{Claims, LEGACY_ISSUER, LegacyClaims, Reference};
 use super::keys::VerifyingKey;
-use crate::lookup::{Lookup, text};
+use crate::lookup::{Lookup, is_being_deleted, meta_entry, text};
 use crate::user::{User, extra};
 
 /// Clocks may differ by this much, and an object that is being deleted counts as there for as long.
@@ -38,6 +38,10 @@ pub enum TokenError {
     NotYet,
     #[error("service account token has been invalidated")]
     Invalidated,
+    #[error("token does not match server's copy")]
+    NotTheStored,
+    #[error("the token in secret {0} has been marked invalid")]
+    MarkedInvalid(Key),
     #[error("{resource} {name:?} not found")]
     NoAccount { resource: &'static str, name: String },
     #[error("service account {0} has been deleted")]
@@ -79,11 +83,18 @@ impl Verifier {
     pub fn verify(&self, token: &str, wanted: &[String], now: Timestamp, lookup: &dyn Lookup) -> Result<Verified, TokenError> {
         let claims = self.claims(token)?;
         let wanted = if wanted.is_empty() { &self.audiences } else { wanted };
-        let audiences: Vec<String> = claims.aud.iter().filter(|a| wanted.contains(a)).cloned().collect();
+        let is_legacy = claims.iss == LEGACY_ISSUER;
+        // A token without audiences is for the API server.
+        let of_token = if is_legacy { &self.audiences } else { &claims.aud };
+        let audiences: Vec<String> = of_token.iter().filter(|a| wanted.contains(a)).cloned().collect();
         if audiences.is_empty() {
-            return Err(TokenError::Audience { tokens: go_list(&claims.aud), targets: go_list(wanted) });
+            return Err(TokenError::Audience { tokens: go_list(of_token), targets: go_list(wanted) });
         }
-        check_time(&claims, now)?;
+        if is_legacy {
+            check_stored(token, &claims, lookup)?;
+        } else {
+            check_time(&claims, now)?;
+        }
         let user = check_bindings(&claims, now, lookup)?;
         Ok(Verified { user, audiences })
     }
@@ -107,8 +118,12 @@ impl Verifier {
         let (message, signature) = token.rsplit_once('.').ok_or(TokenError::Foreign)?;
         let (header, payload) = message.split_once('.').ok_or(TokenError::Foreign)?;
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| TokenError::Foreign);
-        let claims: Claims = serde_json::from_slice(&decode(payload)?).map_err(|_| TokenError::Foreign)?;
-        if !self.issuers.contains(&claims.iss) {
+        let payload = decode(payload)?;
+        let mut claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenError::Foreign)?;
+        if claims.iss == LEGACY_ISSUER {
+            let legacy: LegacyClaims = serde_json::from_slice(&payload).map_err(|_| TokenError::Foreign)?;
+            claims = legacy.into();
+        } else if !self.issuers.contains(&claims.iss) {
             return Err(TokenError::Foreign);
         }
         let header: Value = serde_json::from_slice(&decode(header)?).map_err(|_| TokenError::Foreign)?;
@@ -136,6 +151,22 @@ fn check_time(claims: &Claims, now: Timestamp) -> Result<(), TokenError> {
     Ok(())
 }
 
+/// A token of a Secret lives as long as the Secret holds it.
+fn check_stored(token: &str, claims: &Claims, lookup: &dyn Lookup) -> Result<(), TokenError> {
+    const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+    let name = claims.bindings.secret.as_ref().map_or("", |secret| &secret.name);
+    let key = Key::new(claims.bindings.namespace.as_str(), name);
+    let secret = lookup.get(&GroupResource::new("", "secrets"), &key);
+    let secret = secret.filter(|secret| !is_being_deleted(secret)).ok_or(TokenError::Invalidated)?;
+    if STANDARD.decode(text(&secret, "/data/token")).ok().as_deref() != Some(token.as_bytes()) {
+        return Err(TokenError::NotTheStored);
+    }
+    match meta_entry(&secret, "labels", INVALID_SINCE) {
+        Some(_) => Err(TokenError::MarkedInvalid(key)),
+        None => Ok(()),
+    }
+}
+
 fn check_bindings(claims: &Claims, now: Timestamp, lookup: &dyn Lookup) -> Result<User, TokenError> {
     let bindings = &claims.bindings;
     let (namespace, account) = (bindings.namespace.as_str(), &bindings.serviceaccount);
@@ -154,7 +185,7 @@ fn check_bindings(claims: &Claims, now: Timestamp, lookup: &dyn Lookup) -> Resul
         let found = get(resource, namespace, &bound.name).filter(|f| !gone(f, now)).ok_or(TokenError::Invalidated)?;
         check_uid(&found, bound, kind, reference)
     };
-    if let Some(secret) = &bindings.secret {
+    if let Some(secret) = bindings.secret.as_ref().filter(|secret| !secret.uid.is_empty()) {
         check("secrets", "Secret", "secret ref", namespace, secret)?;
     }
     if let Some(pod) = &bindings.pod {
