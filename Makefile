@@ -2,6 +2,7 @@
 # make down    end it; nothing remains
 # make test    unit tests of all crates, then tests on real clusters
 # make bench   ours beside stock Kubernetes: make bench STOCK=<folder with stock's bin/>
+# make conformance   Kubernetes' own suite: [FOCUS=regex] [TESTS=file of names] [STOCK=folder where it is built]
 # make lint    formatting, clippy, licences and advisories
 
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ WORKERS ?= 2
 # Programs that run in images of their own, without any library beneath them.
 STATIC := pause dns
 
-.PHONY: help setup build up down status test unit cluster-test bench lint
+.PHONY: help setup build up down status test unit cluster-test bench conformance lint
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -48,6 +49,9 @@ cluster-test: build
 bench: build
 	@test -n "$(STOCK)" || { echo "say where stock's binaries are: make bench STOCK=<folder with bin/>"; exit 2; }
 	$(BIN)/bench --stock $(STOCK)
+
+conformance: build
+	@FOCUS='$(FOCUS)' TESTS='$(TESTS)' STOCK='$(STOCK)' tests/conformance/conformance $(BIN)
 
 lint:
 	cargo fmt --all --check
