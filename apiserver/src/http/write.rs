@@ -161,31 +161,26 @@ async fn update_part(app: &App, call: &Call, target: &Target, options: &WriteOpt
         "ephemeralcontainers" => registry.set_ephemeral_containers(&call.caller, target, options, change).await,
         "resize" => registry.resize(&call.caller, target, options, change).await,
         "finalize" => {
-            let finalize = |old: &Value| keep_all_but(old, &change(old)?, "/spec/finalizers");
+            let finalize = |old: &Value| Ok(keep_status(change(old)?, old));
             registry.update(&call.caller, target, Part::Raw, options, &finalize).await
         }
         "approval" => {
-            let approve = |old: &Value| keep_all_but(old, &change(old)?, "/status/conditions");
-            let approve = |old: &Value| Ok(stamp_conditions(approve(old)?, old, call.caller.now));
+            let approve = |old: &Value| {
+                let mut new = change(old)?;
+                kinds::strategies::certificate::prepare_for_approval(target.storage(), &mut new, old);
+                Ok(stamp_conditions(new, old, call.caller.now))
+            };
             registry.update(&call.caller, target, Part::Raw, options, &approve).await
         }
         _ => Err(Status::method_not_allowed()),
     }
 }
 
-/// The stored object with one field, and the revision the client names, from the new one.
-fn keep_all_but(old: &Value, new: &Value, pointer: &str) -> Result<Value, Status> {
-    let mut object = old.clone();
-    let version = new["metadata"].get("resourceVersion").cloned().unwrap_or(Value::Null);
-    crate::registry::tree::meta(&mut object).insert("resourceVersion".into(), version);
-    let mut parts = pointer.trim_start_matches('/').splitn(2, '/');
-    let (outer, inner) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let slot = crate::registry::tree::object(&mut object, outer);
-    match new.pointer(pointer).filter(|v| !v.is_null()) {
-        Some(value) => slot.insert(inner.into(), value.clone()),
-        None => slot.remove(inner),
-    };
-    Ok(object)
+fn keep_status(mut new: Value, old: &Value) -> Value {
+    if let Some(status) = old.get("status") {
+        new["status"] = status.clone();
+    }
+    new
 }
 
 /// Conditions that came without times get them now. Upstream: `populateConditionTimestamps`.

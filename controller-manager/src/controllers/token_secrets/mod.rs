@@ -141,6 +141,11 @@ impl Controller {
     }
 
     async fn give_token(&self, account: &ServiceAccount) -> anyhow::Result<()> {
+        let live: Option<ServiceAccount> = write::get(&self.client, &meta::key(account)).await?;
+        if live.is_none_or(|live| live.metadata.resource_version != account.metadata.resource_version) {
+            // It may have a token by now: the change that we have not heard of yet brings us back.
+            return Ok(());
+        }
         let empty = Secret { metadata: token_meta(account), type_: Some(TYPE.to_owned()), ..Secret::default() };
         let Some(secret) = filled(&empty, account, self.ca.as_deref(), &self.signer)? else { return Ok(()) };
         let made = match write::create(&self.client, &secret).await {
