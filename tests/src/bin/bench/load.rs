@@ -18,7 +18,7 @@ use crate::{Row, milliseconds};
 const COLLECTION: &str = "/api/v1/namespaces/default/configmaps";
 const CONNECTIONS: usize = 8;
 const LISTS: usize = 30;
-const WATCHERS: usize = 100;
+const WATCHERS: usize = 300;
 const EVENTS: usize = 100;
 
 pub async fn run(side: &Side, objects: usize) -> Result<Vec<Row>> {
@@ -50,7 +50,7 @@ fn config_map(n: usize) -> Bytes {
 }
 
 /// `count` requests over `connections`, each connection one at a time. Rows: median and 99th percentile latency, CPU per request.
-async fn many(
+pub async fn many(
     side: &Side,
     what: &str,
     count: usize,
@@ -97,10 +97,15 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get(((sorted.len() * percent) / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
+/// Of the collection, to watch it from.
+pub async fn revision(client: &mut Client, collection: &str) -> Result<String> {
+    let list: serde_json::Value = serde_json::from_slice(&client.get(&format!("{collection}?limit=1")).await?.body)?;
+    Ok(list["metadata"]["resourceVersion"].as_str().context("resourceVersion")?.to_string())
+}
+
 /// Watchers of one collection; each event's time from the create to the last watcher's receipt.
 async fn watches(side: &Side, objects: usize) -> Result<Vec<Row>> {
-    let list: serde_json::Value = serde_json::from_slice(&Client::new(&side.endpoint)?.get(&format!("{COLLECTION}?limit=1")).await?.body)?;
-    let revision = list["metadata"]["resourceVersion"].as_str().context("resourceVersion")?.to_string();
+    let revision = revision(&mut Client::new(&side.endpoint)?, COLLECTION).await?;
     let (sender, mut receipts) = mpsc::unbounded_channel();
     let mut watchers = JoinSet::new();
     for _ in 0..WATCHERS {

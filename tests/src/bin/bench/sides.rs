@@ -16,6 +16,9 @@ pub struct Side {
     pub endpoint: Endpoint,
     pub started_in: Duration,
     processes: Vec<(String, Child)>,
+    /// How each was started, and where it logs.
+    commands: Vec<(PathBuf, Vec<String>)>,
+    dir: PathBuf,
 }
 
 struct Ports {
@@ -33,26 +36,26 @@ pub async fn start(name: &str, dir: &Path, stock: &Path) -> Result<Side> {
     };
     let pki = make_pki(&dir)?;
     let endpoint = Endpoint { address: SocketAddr::from(([127, 0, 0, 1], ports.api)), pki };
-    let mut side = Side { endpoint, started_in: Duration::ZERO, processes: Vec::new() };
+    let mut side = Side { endpoint, started_in: Duration::ZERO, processes: Vec::new(), commands: Vec::new(), dir: dir.clone() };
     let bin = if name == "ours" { programs()? } else { stock_programs(stock)? };
     let began = Instant::now();
     if name == "stock" {
-        side.spawn(&dir, Path::new("etcd"), &etcd_flags(&dir, &ports))?;
+        side.spawn(Path::new("etcd"), &etcd_flags(&dir, &ports))?;
     }
     let flags = if name == "ours" { vec![format!("--data-dir={}/data", dir.display())] } else { stock_api_flags(&dir, &ports) };
-    side.spawn(&dir, &bin.join("kube-apiserver"), &[api_flags(&dir, &ports), flags].concat())?;
+    side.spawn(&bin.join("kube-apiserver"), &[api_flags(&dir, &ports), flags].concat())?;
     side.await_ready().await?;
     side.started_in = began.elapsed();
-    side.spawn(&dir, &bin.join("kube-controller-manager"), &manager_flags(&dir, &ports, name))?;
-    side.spawn(&dir, &bin.join("kube-scheduler"), &scheduler_flags(&dir, &ports))?;
+    side.spawn(&bin.join("kube-controller-manager"), &manager_flags(&dir, &ports, name))?;
+    side.spawn(&bin.join("kube-scheduler"), &scheduler_flags(&dir, &ports))?;
     side.await_controllers().await?;
     Ok(side)
 }
 
 impl Side {
-    fn spawn(&mut self, dir: &Path, program: &Path, flags: &[String]) -> Result<()> {
-        let name = program.file_name().context("a program's name")?.to_string_lossy().into_owned();
-        let log = File::create(dir.join(format!("{name}.log")))?;
+    fn spawn(&mut self, program: &Path, flags: &[String]) -> Result<()> {
+        let name = name_of(program);
+        let log = File::create(self.dir.join(format!("{name}.log")))?;
         let child = Command::new(program)
             .args(flags)
             .stdin(Stdio::null())
@@ -61,7 +64,30 @@ impl Side {
             .spawn()
             .with_context(|| format!("start {}", program.display()))?;
         self.processes.push((name, child));
+        self.commands.push((program.to_path_buf(), flags.to_vec()));
         Ok(())
+    }
+
+    /// Kills a process of this side; [`Side::start`] starts it again.
+    pub fn end(&mut self, name: &str) -> Result<()> {
+        let at = self.processes.iter().position(|(process, _)| process == name).with_context(|| format!("no {name}"))?;
+        let (_, mut child) = self.processes.remove(at);
+        child.kill()?;
+        child.wait()?;
+        Ok(())
+    }
+
+    pub fn start(&mut self, name: &str) -> Result<()> {
+        let found = self.commands.iter().find(|(program, _)| name_of(program) == name).cloned();
+        let (program, flags) = found.with_context(|| format!("{name} was never started"))?;
+        self.spawn(&program, &flags)
+    }
+
+    /// A kubeconfig for one of this side's identities, written into `dir`.
+    pub fn kubeconfig(&self, dir: &Path, identity: &str, server: &str) -> Result<PathBuf> {
+        let config = dir.join(format!("{identity}.conf"));
+        std::fs::write(&config, kubeconfig::of_program(server, &self.endpoint.pki.to_string_lossy(), identity))?;
+        Ok(config)
     }
 
     async fn await_ready(&mut self) -> Result<()> {
@@ -126,7 +152,11 @@ impl Drop for Side {
     }
 }
 
-fn stock_programs(stock: &Path) -> Result<PathBuf> {
+fn name_of(program: &Path) -> String {
+    program.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+pub fn stock_programs(stock: &Path) -> Result<PathBuf> {
     let places = [stock.join("bin"), stock.to_path_buf()];
     places.into_iter().find(|dir| dir.join("kube-apiserver").exists()).with_context(|| format!("no kube-apiserver in {}", stock.display()))
 }
@@ -226,14 +256,19 @@ fn manager_flags(dir: &Path, ports: &Ports, name: &str) -> Vec<String> {
         format!("--root-ca-file={pki}/ca.crt"),
         format!("--cluster-signing-cert-file={pki}/ca.crt"),
         format!("--cluster-signing-key-file={pki}/ca.key"),
-        "--cluster-cidr=10.244.0.0/16".into(),
+        "--cluster-cidr=10.128.0.0/10".into(),
         "--service-cluster-ip-range=10.96.0.0/16".into(),
+        // The thousand nodes of the scale rows are objects without a kubelet.
+        "--node-monitor-grace-period=2h".into(),
     ]);
     if name == "stock" {
         flags.extend([
             "--port=0".into(),
             format!("--service-account-private-key-file={pki}/sa.key"),
             "--use-service-account-credentials=true".into(),
+            // Its own throttle (20 requests a second) is not what is compared.
+            "--kube-api-qps=5000".into(),
+            "--kube-api-burst=5000".into(),
         ]);
     }
     flags
@@ -242,7 +277,7 @@ fn manager_flags(dir: &Path, ports: &Ports, name: &str) -> Vec<String> {
 fn scheduler_flags(dir: &Path, ports: &Ports) -> Vec<String> {
     let mut flags = client_flags(dir, ports, "kube-scheduler", ports.scheduler);
     if ports.etcd != 0 {
-        flags.push("--port=0".into());
+        flags.extend(["--port=0".into(), "--kube-api-qps=5000".into(), "--kube-api-burst=5000".into()]);
     }
     flags
 }
