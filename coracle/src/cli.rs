@@ -55,6 +55,9 @@ enum Command {
         object: String,
         #[arg(short, long, default_value = "default")]
         namespace: String,
+        /// All that is known of the object, not only since its newest apply
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         which: Which,
     },
@@ -168,7 +171,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Logs { target, follow, tail } => logs(&target, follow, tail)?,
         Command::Image(ImageCommand::Load { file, image, which }) => load(&cluster(&which)?, &file, image.as_deref())?,
         Command::Image(ImageCommand::Ls(which)) => list_images(&cluster(&which)?)?,
-        Command::Trace { object, namespace, which } => block_on(trace::trace(&cluster(&which)?, &object, &namespace))?,
+        Command::Trace { object, namespace, all, which } => block_on(trace::trace(&cluster(&which)?, &object, &namespace, all))?,
         Command::Machine(MachineCommand::Cut { machine, which }) => set_cable(&cluster(&which)?, &machine, false)?,
         Command::Machine(MachineCommand::Heal { machine, which }) => set_cable(&cluster(&which)?, &machine, true)?,
         Command::Shell { machine, which } => execute(&cluster(&which)?, &machine, &["bash".to_string()])?,

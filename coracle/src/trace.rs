@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResource;
 use crate::cluster::Cluster;
 use crate::up;
 
-pub async fn trace(cluster: &Cluster, object: &str, namespace: &str) -> Result<()> {
+pub async fn trace(cluster: &Cluster, object: &str, namespace: &str, all: bool) -> Result<()> {
     let (kind, name) = object.split_once('/').with_context(|| format!("expected KIND/NAME, as deployment/quickstart, not {object:?}"))?;
     let client = up::client(cluster).await?;
     let (resource, namespaced) = resolve(&client, kind).await?;
@@ -23,7 +23,8 @@ pub async fn trace(cluster: &Cluster, object: &str, namespace: &str) -> Result<(
     if entries.is_empty() {
         bail!("the journal has nothing about {kind} {name}: it is bounded, and begins when the API server starts");
     }
-    print!("{}", render(&entries));
+    let object = Object { resource, namespace: namespace.into(), name: name.into() };
+    print!("{}", fit(&render(&entries, &object, all)));
     Ok(())
 }
 
@@ -51,17 +52,36 @@ fn find<'a>(resources: &'a [APIResource], word: &str) -> Option<&'a APIResource>
     })
 }
 
-/// The entries as a forest: what has no known cause is a root. Times count from the first entry.
-pub fn render(entries: &[JournalEntry]) -> String {
+/// What `object` (resource, namespace, name) set off as a tree, times counted from its root. With `all` everything the journal has about it;
+/// else from the newest write to it that nothing but its author caused: the newest apply.
+fn render(entries: &[JournalEntry], object: &Object, all: bool) -> String {
     let mut entries: Vec<&JournalEntry> = entries.iter().collect();
     entries.sort_by_key(|entry| (entry.time, entry.revision));
     let children = tree(&entries);
-    let lines = Lines { entries: &entries, children: &children, start: entries.first().map_or(0, |entry| entry.time) };
-    let mut text = format!("{:>10}  {:>8}\n", "TIME", "REVISION");
-    for root in children.get(&None).into_iter().flatten() {
-        lines.write(*root, "", "", &mut text);
+    let none = Vec::new();
+    let roots = children.get(&None).unwrap_or(&none);
+    let newest = roots.iter().rposition(|root| object.is_of(entries[*root])).filter(|_| !all).map(|place| &roots[place..=place]);
+    let roots = newest.unwrap_or(roots);
+    let start = roots.first().map_or(0, |root| entries[*root].time);
+    let mut lines = Lines { entries: &entries, children: &children, object, start, text: String::new() };
+    lines.text.push_str(&format!("{:>9}  {:>6}  {:>7}  WHO, WHAT\n", "MS", "REV", "CAUSE"));
+    for root in roots {
+        lines.write(*root, None, "", "");
     }
-    text
+    lines.text
+}
+
+/// The object that is traced.
+struct Object {
+    resource: String,
+    namespace: String,
+    name: String,
+}
+
+impl Object {
+    fn is_of(&self, entry: &JournalEntry) -> bool {
+        (&self.resource, &self.namespace, &self.name) == (&entry.resource, &entry.namespace, &entry.name)
+    }
 }
 
 /// Indexes of each entry's children; those of `None` are the roots.
@@ -100,42 +120,69 @@ fn group_resource(text: &str) -> GroupResource {
 struct Lines<'a> {
     entries: &'a [&'a JournalEntry],
     children: &'a HashMap<Option<usize>, Vec<usize>>,
+    object: &'a Object,
     start: u64,
+    text: String,
 }
 
 impl Lines<'_> {
     /// `branch` leads this line, `indent` its children's.
-    fn write(&self, index: usize, branch: &str, indent: &str, text: &mut String) {
+    fn write(&mut self, index: usize, parent: Option<usize>, branch: &str, indent: &str) {
         let entry = self.entries[index];
-        let milliseconds = (entry.time - self.start) as f64 / 1000.0;
+        let milliseconds = entry.time.saturating_sub(self.start) as f64 / 1000.0;
         let revision = if entry.verb == "note" { String::new() } else { format!("@{}", entry.revision) };
-        text.push_str(&format!("{:>10}  {revision:>8}  {branch}{}\n", format!("+{milliseconds:.1}ms"), describe(entry)));
-        let none = Vec::new();
-        let children = self.children.get(&Some(index)).unwrap_or(&none);
+        let cause = entry.cause.as_ref().map(|cause| format!("← @{}", cause.revision)).unwrap_or_default();
+        let what = self.what(entry, parent.map(|parent| self.entries[parent]));
+        self.text.push_str(&format!("{milliseconds:>+9.1}  {revision:>6}  {cause:>7}  {branch}{}  {what}\n", who(entry)));
+        let children = self.children.get(&Some(index)).map_or(&[][..], Vec::as_slice);
         for (place, child) in children.iter().enumerate() {
-            let (turn, go_on) = if place + 1 == children.len() { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-            self.write(*child, &format!("{indent}{turn}"), &format!("{indent}{go_on}"), text);
+            let (turn, go_on) = if place + 1 == children.len() { ("└ ", "  ") } else { ("├ ", "│ ") };
+            self.write(*child, Some(index), &format!("{indent}{turn}"), &format!("{indent}{go_on}"));
         }
+    }
+
+    /// `create pods web-1-x`; of what the line above is about, only the verb: `patch status`, `sandbox created`.
+    fn what(&self, entry: &JournalEntry, parent: Option<&JournalEntry>) -> String {
+        let verb = match (&entry.note, entry.subresource.as_str()) {
+            (Some(note), _) => note.clone(),
+            (None, "") => entry.verb.clone(),
+            (None, subresource) => format!("{} {subresource}", entry.verb),
+        };
+        if parent
+            .is_some_and(|parent| (&parent.resource, &parent.namespace, &parent.name) == (&entry.resource, &entry.namespace, &entry.name))
+        {
+            return verb;
+        }
+        let resource = entry.resource.split('.').next().unwrap_or_default();
+        let namespace = if entry.namespace == self.object.namespace || entry.namespace.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", entry.namespace)
+        };
+        let of = if entry.subresource.is_empty() && entry.note.is_none() { "" } else { "of " };
+        format!("{verb} {of}{resource} {namespace}{}", entry.name)
     }
 }
 
-/// Who did what to which object, and why.
-fn describe(entry: &JournalEntry) -> String {
+/// The program, and whose it is where the name does not say it.
+fn who(entry: &JournalEntry) -> String {
     let agent = entry.agent.split('/').next().unwrap_or_default();
-    let who = if entry.user.strip_prefix("system:") == Some(agent) || entry.user.is_empty() {
-        agent.to_string()
-    } else {
-        format!("{agent} ({})", entry.user)
+    match entry.user.strip_prefix("system:").unwrap_or(&entry.user) {
+        "" => agent.to_string(),
+        user if user == agent => agent.to_string(),
+        user => format!("{agent} {}", user.strip_prefix("node:").unwrap_or(user)),
+    }
+}
+
+/// Lines that do not fit the terminal end in an ellipsis; what goes to a file or a pipe stays whole.
+fn fit(text: &str) -> String {
+    let Some((terminal_size::Width(width), _)) = terminal_size::terminal_size_of(std::io::stdout()) else { return text.to_string() };
+    let width = usize::from(width).max(40);
+    let shorten = |line: &str| match line.chars().count() > width {
+        true => line.chars().take(width - 1).chain(['…']).collect(),
+        false => line.to_string(),
     };
-    let resource = entry.resource.split('.').next().unwrap_or_default();
-    let subresource = if entry.subresource.is_empty() { String::new() } else { format!("/{}", entry.subresource) };
-    let object = if entry.namespace.is_empty() { entry.name.clone() } else { format!("{}/{}", entry.namespace, entry.name) };
-    let what = match &entry.note {
-        Some(note) => format!("{note}: {resource} {object}"),
-        None => format!("{} {resource}{subresource} {object}", entry.verb),
-    };
-    let why = entry.cause.as_ref().map(|cause| format!("  ← {} {}@{}", cause.resource.resource, cause.key.name, cause.revision));
-    format!("{who}  {what}{}", why.unwrap_or_default())
+    text.lines().map(|line| shorten(line) + "\n").collect()
 }
 
 #[cfg(test)]
@@ -177,23 +224,44 @@ mod tests {
         ]
     }
 
+    fn web() -> Object {
+        Object { resource: "deployments.apps".into(), namespace: "default".into(), name: "web".into() }
+    }
+
     #[test]
     fn an_apply_as_a_tree() {
-        insta::assert_snapshot!(render(&chain()), @r"
-              TIME  REVISION
-            +0.0ms       @10  kubectl (kubernetes-admin)  create deployments default/web
-            +4.2ms       @11  └─ kube-controller-manager  create replicasets default/web-1  ← deployments web@10
-            +9.0ms       @12     └─ kube-controller-manager  create pods default/web-1-x  ← replicasets web-1@11
-           +31.0ms       @13        └─ kube-scheduler  create pods/binding default/web-1-x  ← pods web-1-x@12
-          +150.5ms                     ├─ kubelet (system:node:worker1)  sandbox created: pods default/web-1-x  ← pods web-1-x@13
-          +250.0ms       @14           └─ kube-controller-manager  update endpointslices default/web-a  ← pods web-1-x@13
-          +260.0ms                        └─ kube-proxy  rules written: endpointslices default/web-a
+        insta::assert_snapshot!(render(&chain(), &web(), false), @r"
+            MS     REV    CAUSE  WHO, WHAT
+          +0.0     @10           kubectl kubernetes-admin  create deployments web
+          +4.2     @11    ← @10  └ kube-controller-manager  create replicasets web-1
+          +9.0     @12    ← @11    └ kube-controller-manager  create pods web-1-x
+         +31.0     @13    ← @12      └ kube-scheduler  create binding
+        +150.5            ← @13        ├ kubelet worker1  sandbox created
+        +250.0     @14    ← @13        └ kube-controller-manager  update endpointslices web-a
+        +260.0                           └ kube-proxy  rules written
         ");
     }
 
     #[test]
+    fn begins_at_the_newest_apply_unless_all_is_asked() {
+        let mut entries = chain();
+        entries.push(entry(900_000, 20, "kubectl", "patch", "deployments.apps", "web", ""));
+        entries.push(entry(
+            905_000,
+            21,
+            "kube-controller-manager",
+            "update",
+            "replicasets.apps",
+            "web-1",
+            "deployments.apps/default/web@20",
+        ));
+        assert_eq!(render(&entries, &web(), false).lines().count(), 3);
+        assert_eq!(render(&entries, &web(), true).lines().count(), 1 + entries.len());
+    }
+
+    #[test]
     fn an_entry_whose_cause_left_the_journal_is_a_root() {
-        let text = render(&chain()[2..3]);
-        assert!(text.lines().nth(1).unwrap().contains("@12  kube-controller-manager  create pods"), "{text}");
+        let text = render(&chain()[2..3], &web(), false);
+        assert!(text.lines().nth(1).unwrap().ends_with("kube-controller-manager  create pods web-1-x"), "{text}");
     }
 }

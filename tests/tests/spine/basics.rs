@@ -55,15 +55,15 @@ pub fn every_process_is_healthy(spine: &Spine) -> Result<()> {
 pub fn trace_shows_the_chain(spine: &Spine) -> Result<()> {
     let text = spine.cluster.coracle(&["trace", "deployment/quickstart"])?;
     let chain = [
-        "kubectl (kubernetes-admin)",
-        "deployments default/quickstart",
-        "replicasets default/quickstart-",
-        "pods default/quickstart-",
-        "pods/binding default/quickstart-",
-        "kubelet (system:node:worker",
-        "endpointslices default/quickstart-",
-        "kube-proxy",
-        "ms",
+        "kubectl kubernetes-admin  create deployments quickstart",
+        "kube-controller-manager  create replicasets quickstart-",
+        "kube-controller-manager  create pods quickstart-",
+        "kube-scheduler  create binding",
+        "kubelet worker",
+        "sandbox created",
+        "endpointslices quickstart-",
+        "kube-proxy  rules written",
+        "MS",
     ];
     ensure_contains(&text, &chain)
 }

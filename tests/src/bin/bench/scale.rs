@@ -42,7 +42,9 @@ pub async fn run(side: &mut Side) -> Result<Vec<Row>> {
 }
 
 fn pod(name: &str, set: &str, scheduler: &str) -> Bytes {
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"set": set}}, "spec": pod_spec(scheduler)}).to_string().into()
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"set": set}}, "spec": pod_spec(scheduler)})
+        .to_string()
+        .into()
 }
 
 fn pod_spec(scheduler: &str) -> Value {
@@ -104,7 +106,8 @@ async fn deployment(side: &Side) -> Result<Row> {
         "spec": {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod_spec("default-scheduler")}},
     });
     let began = Instant::now();
-    let answer = Client::new(&side.endpoint)?.request(Method::POST, "/apis/apps/v1/namespaces/default/deployments", body.to_string()).await?;
+    let answer =
+        Client::new(&side.endpoint)?.request(Method::POST, "/apis/apps/v1/namespaces/default/deployments", body.to_string()).await?;
     if answer.status != 201 {
         bail!("create the Deployment: {}", String::from_utf8_lossy(&answer.body));
     }
@@ -134,7 +137,8 @@ impl Bindings {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
         while bound.len() < expected {
             let frame = tokio::time::timeout_at(deadline, self.body.frame()).await;
-            let frame = frame.with_context(|| format!("{} of {expected} pods were bound in time", bound.len()))?.context("the watch ended")??;
+            let frame =
+                frame.with_context(|| format!("{} of {expected} pods were bound in time", bound.len()))?.context("the watch ended")??;
             rest.extend_from_slice(frame.data_ref().map_or(&[][..], |bytes| bytes));
             let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
             for line in rest[..end].split(|byte| *byte == b'\n') {

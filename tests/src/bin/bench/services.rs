@@ -131,7 +131,9 @@ fn connects(address: SocketAddr, deadline: Instant) -> Result<()> {
     while Instant::now() < deadline {
         match std::net::TcpStream::connect_timeout(&address, Duration::from_millis(3)) {
             Ok(_) => return Ok(()),
-            Err(e) if e.kind() == ErrorKind::TimedOut || e.kind() == ErrorKind::ConnectionRefused => std::thread::sleep(Duration::from_millis(1)),
+            Err(e) if e.kind() == ErrorKind::TimedOut || e.kind() == ErrorKind::ConnectionRefused => {
+                std::thread::sleep(Duration::from_millis(1))
+            }
             Err(e) => return Err(e).context("connect"),
         }
     }
