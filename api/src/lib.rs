@@ -15,7 +15,7 @@ pub mod selector;
 pub mod status;
 
 pub use cause::{Cause, JournalEntry};
-pub use key::{GroupKind, GroupResource, Gvk, Gvr, Key};
+pub use key::{Gvk, Gvr, GroupKind, GroupResource, Key};
 pub use quantity::Quantity;
 pub use selector::{FieldSelector, LabelSelector};
 pub use status::Status;

@@ -83,17 +83,7 @@ impl Discovery {
 
     /// What `GET /` lists.
     pub fn paths(&self) -> Vec<String> {
-        let fixed = [
-            "/.well-known/openid-configuration",
-            "/healthz",
-            "/livez",
-            "/metrics",
-            "/openapi/v2",
-            "/openapi/v3",
-            "/openid/v1/jwks",
-            "/readyz",
-            "/version",
-        ];
+        let fixed = ["/.well-known/openid-configuration", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
         let mut paths: Vec<String> = self.plain.keys().cloned().chain(fixed.map(str::to_owned)).collect();
         paths.sort();
         paths

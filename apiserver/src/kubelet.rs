@@ -92,9 +92,7 @@ pub async fn serve(app: &Arc<App>, call: &Call, target: &Target, upgrade: Option
             }
             tunnel(app, call, &place, upgrade).await
         }
-        None if streams => Err(Status::bad_request(
-            "you must specify at least 1 of stdin, stdout, stderr over an upgraded connection: Upgrade request required",
-        )),
+        None if streams => Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr over an upgraded connection: Upgrade request required")),
         None => forward(app, call, target, &place).await,
     }
 }
@@ -105,15 +103,9 @@ fn refuse_untranslatable(headers: &HeaderMap) -> Result<(), Status> {
     if !is_websocket {
         return Ok(());
     }
-    let offered: Vec<&str> = headers
-        .get_all("sec-websocket-protocol")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(','))
-        .map(str::trim)
-        .collect();
-    let spoken =
-        |p: &&str| matches!(*p, "v4.channel.k8s.io" | "v4.base64.channel.k8s.io" | "channel.k8s.io" | "base64.channel.k8s.io" | "");
+    let offered: Vec<&str> =
+        headers.get_all("sec-websocket-protocol").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
+    let spoken = |p: &&str| matches!(*p, "v4.channel.k8s.io" | "v4.base64.channel.k8s.io" | "channel.k8s.io" | "base64.channel.k8s.io" | "");
     if offered.is_empty() || offered.iter().any(spoken) {
         return Ok(());
     }
@@ -137,8 +129,7 @@ fn kubelet_of(app: &App, name: &str) -> Result<Place, Status> {
     let addresses = items(&node, "/status/addresses");
     let of_type = |wanted: &str| addresses.iter().find(|a| a["type"] == wanted).and_then(|a| a["address"].as_str());
     let host = ["InternalIP", "ExternalIP", "Hostname"].into_iter().find_map(of_type);
-    let host =
-        host.ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {}", node["status"]["addresses"])))?;
+    let host = host.ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {}", node["status"]["addresses"])))?;
     let port = number(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").filter(|p| *p != 0).unwrap_or(DEFAULT_KUBELET_PORT);
     Ok(Place { host: host.to_owned(), port: port as u16, tls: true, path: String::new() })
 }
@@ -188,8 +179,7 @@ fn log_place(app: &App, call: &Call, target: &Target) -> Result<Option<Place>, S
             query.append_pair(name, value);
         }
     }
-    place.path =
-        format!("/containerLogs/{}/{}/{}?{}", encode(&target.key.namespace), encode(&target.key.name), encode(&container), query.finish());
+    place.path = format!("/containerLogs/{}/{}/{}?{}", encode(&target.key.namespace), encode(&target.key.name), encode(&container), query.finish());
     Ok(Some(place))
 }
 
@@ -202,10 +192,7 @@ fn stream_place(app: &App, call: &Call, target: &Target) -> Result<Place, Status
     let (pod, kubelet) = pod_and_kubelet(app, target)?;
     let container = container(&pod, call, target)?;
     if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
-        return Err(Status::bad_request(format!(
-            "cannot exec into a container in a completed pod; current phase is {}",
-            text(&pod, "/status/phase")
-        )));
+        return Err(Status::bad_request(format!("cannot exec into a container in a completed pod; current phase is {}", text(&pod, "/status/phase"))));
     }
     let mut place = host_of(kubelet, target)?;
     let mut query = Serializer::new(String::new());
@@ -264,8 +251,7 @@ fn pod_place(app: &App, call: &Call, target: &Target) -> Result<Place, Status> {
     refuse_https(scheme)?;
     let pod = app.registry.find(&Target { key: Key::new(target.key.namespace.clone(), name), ..target.clone() })?.value();
     let ports = items(&pod, "/spec/containers").iter().flat_map(|c| items(c, "/ports"));
-    let declared =
-        |wanted: &str| ports.clone().find(|p| wanted.is_empty() || p["name"] == wanted).and_then(|p| p["containerPort"].as_u64());
+    let declared = |wanted: &str| ports.clone().find(|p| wanted.is_empty() || p["name"] == wanted).and_then(|p| p["containerPort"].as_u64());
     let port = port.parse().ok().or_else(|| declared(port).map(|p| p as u16)).unwrap_or(80);
     let host = text(&pod, "/status/podIP");
     if host.is_empty() {
@@ -279,8 +265,7 @@ fn service_place(app: &App, call: &Call, target: &Target) -> Result<Place, Statu
     refuse_https(scheme)?;
     let key = Key::new(target.key.namespace.clone(), name);
     let service = app.registry.find(&Target { key: key.clone(), ..target.clone() })?.value();
-    let wanted =
-        items(&service, "/spec/ports").iter().find(|p| port.is_empty() || p["name"] == port || number(p, "/port") == port.parse().ok());
+    let wanted = items(&service, "/spec/ports").iter().find(|p| port.is_empty() || p["name"] == port || number(p, "/port") == port.parse().ok());
     let port_name = wanted.map(|p| text(p, "/name").to_owned());
     let unavailable = || Status::service_unavailable(format!("no endpoints available for service {name:?}"));
     let port_name = port_name.ok_or_else(|| Status::service_unavailable(format!("no service port {port:?} found for service {name:?}")))?;
@@ -317,10 +302,7 @@ fn onward(call: &Call, place: &Place, upgrading: bool) -> Result<Request<Full<by
 }
 
 fn passes(name: &HeaderName, upgrading: bool) -> bool {
-    let hop = matches!(
-        name.as_str(),
-        "connection" | "upgrade" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "content-length" | "host"
-    );
+    let hop = matches!(name.as_str(), "connection" | "upgrade" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "content-length" | "host");
     let ours = matches!(name.as_str(), "authorization") || name.as_str().starts_with("impersonate-") || name.as_str() == api::cause::HEADER;
     !ours && (!hop || upgrading && matches!(name.as_str(), "connection" | "upgrade"))
 }
@@ -371,10 +353,7 @@ async fn forward(app: &App, call: &Call, target: &Target, place: &Place) -> Resu
     let said = String::from_utf8_lossy(&body[..body.len().min(MAX_REFUSAL)]).trim().to_owned();
     Err(match code {
         400 => Status::bad_request(said),
-        404 => Status {
-            message: format!("the server could not find the requested resource ( {} {})", target.resource(), target.key.name),
-            ..Status::not_found(&target.resource(), &target.key.name)
-        },
+        404 => Status { message: format!("the server could not find the requested resource ( {} {})", target.resource(), target.key.name), ..Status::not_found(&target.resource(), &target.key.name) },
         503 => Status::service_unavailable(said),
         _ => Status::internal(said),
     })

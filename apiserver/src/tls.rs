@@ -37,9 +37,7 @@ fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
 
 /// Clients may show a certificate; one that is shown must be signed by the client CA.
 pub fn server(config: &Config) -> anyhow::Result<ServerConfig> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider())
-        .allow_unauthenticated()
-        .build()?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider()).allow_unauthenticated().build()?;
     let mut tls = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)

@@ -83,8 +83,7 @@ async fn collect_images(kubelet: &Kubelet, seen: &mut HashMap<String, Instant>) 
 
 /// Oldest first.
 fn unused(images: Vec<Image>, needed: &HashSet<String>, pause: &str, seen: &HashMap<String, Instant>) -> Vec<Image> {
-    let names =
-        |image: &Image| [image.id.clone()].into_iter().chain(image.repo_tags.clone()).chain(image.repo_digests.clone()).collect::<Vec<_>>();
+    let names = |image: &Image| [image.id.clone()].into_iter().chain(image.repo_tags.clone()).chain(image.repo_digests.clone()).collect::<Vec<_>>();
     let old = |image: &Image| seen.get(&image.id).is_some_and(|since| since.elapsed() >= MIN_AGE);
     let mut unused: Vec<Image> = images
         .into_iter()
@@ -106,3 +105,4 @@ fn usage(path: &Path) -> Option<(u64, u64)> {
     let size = stat.blocks() * stat.fragment_size();
     Some((size.saturating_sub(stat.blocks_available() * stat.fragment_size()), size))
 }
+

@@ -120,8 +120,7 @@ async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &s
 
 async fn http_status(get: &HTTPGetAction, host: &str, address: &str, path: &str, tls: bool, agent: &str) -> Result<u16, String> {
     let stream = connect(address).await?;
-    let mut request =
-        http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
+    let mut request = http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
     for header in get.http_headers.iter().flatten() {
         if let Some(headers) = request.headers_mut() {
             let name = http::HeaderName::try_from(&header.name).map_err(|e| e.to_string())?;
@@ -145,8 +144,7 @@ where
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|e| e.to_string())?;
     let driver = tokio::spawn(connection);
-    let response =
-        sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
+    let response = sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
     let status = response.status().as_u16();
     // Read to the end, so that the server sees a client that listens.
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
@@ -175,10 +173,7 @@ async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> R
     let address = host_port(&target.ip, u16::try_from(grpc.port).map_err(|e| e.to_string())?);
     let check = async {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|_| format!("timeout: failed to connect service {address:?} within {}s", timeout.as_secs()))?;
+        let channel = endpoint.connect().await.map_err(|_| format!("timeout: failed to connect service {address:?} within {}s", timeout.as_secs()))?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|e| e.to_string())?;
         let request = tonic::Request::new(HealthCheckRequest { service: grpc.service.clone().unwrap_or_default() });
@@ -190,9 +185,7 @@ async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> R
             _ => Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
         }
     };
-    tokio::time::timeout(timeout, check)
-        .await
-        .unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs())))
+    tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs())))
 }
 
 /// Runs a lifecycle hook to its end.

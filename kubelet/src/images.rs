@@ -49,10 +49,7 @@ type Outcome = Result<(), String>;
 pub enum Blocked {
     /// Being pulled.
     Pulling,
-    Waiting {
-        waiting: Waiting,
-        retry: Option<Duration>,
-    },
+    Waiting { waiting: Waiting, retry: Option<Duration> },
 }
 
 impl Default for Pulls {
@@ -114,10 +111,7 @@ impl Images {
             ("Never", None) => {
                 let message = format!("Container image {:?} is not present with pull policy of Never", container.image());
                 self.recorder.warning(about, "ErrImageNeverPull", message.clone());
-                Err(Blocked::Waiting {
-                    waiting: Waiting { reason: "ErrImageNeverPull".into(), message },
-                    retry: Some(Duration::from_secs(10)),
-                })
+                Err(Blocked::Waiting { waiting: Waiting { reason: "ErrImageNeverPull".into(), message }, retry: Some(Duration::from_secs(10)) })
             }
             _ => {
                 self.start(pod, container, about, objects, pulls, wake, image).await;
@@ -169,8 +163,7 @@ impl Images {
                 Ok(_) => {
                     let took = go_millis(started.elapsed());
                     let size = self.cri.image_status(image).await.ok().flatten().map(|i| i.size).unwrap_or_default();
-                    let text =
-                        format!("Successfully pulled image {shown:?} in {took} ({took} including waiting). Image size: {size} bytes.");
+                    let text = format!("Successfully pulled image {shown:?} in {took} ({took} including waiting). Image size: {size} bytes.");
                     self.recorder.normal(about, "Pulled", text);
                     return Ok(());
                 }
@@ -191,13 +184,7 @@ impl Images {
     }
 
     /// None once the back-off is over.
-    fn backing_off(
-        &self,
-        container: &Container,
-        about: &ObjectReference,
-        pulls: &mut Pulls,
-        failure: (String, Timestamp, bool),
-    ) -> Option<Blocked> {
+    fn backing_off(&self, container: &Container, about: &ObjectReference, pulls: &mut Pulls, failure: (String, Timestamp, bool)) -> Option<Blocked> {
         let (error, at, told) = failure;
         let now = Timestamp::now();
         let left = pulls.backoff.remaining(&container.name, at, now)?;
@@ -261,8 +248,7 @@ fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
     let mut found = Vec::new();
     for secret in secrets {
         let data = secret.data.iter().flatten();
-        let config =
-            data.clone().find(|(k, _)| *k == ".dockerconfigjson").and_then(|(_, v)| serde_json::from_slice::<DockerConfig>(&v.0).ok());
+        let config = data.clone().find(|(k, _)| *k == ".dockerconfigjson").and_then(|(_, v)| serde_json::from_slice::<DockerConfig>(&v.0).ok());
         let legacy = || data.clone().find(|(k, _)| *k == ".dockercfg").and_then(|(_, v)| serde_json::from_slice(&v.0).ok());
         let auths = config.map(|c| c.auths).or_else(legacy).unwrap_or_default();
         for (address, auth) in auths {

@@ -119,8 +119,7 @@ fn restart_policies() {
         ("Never", 3, "finished"),
     ] {
         let pod = simple(policy);
-        let observed =
-            Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "a", "s0", State::Exited, 0, exit_code)] };
+        let observed = Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "a", "s0", State::Exited, 0, exit_code)] };
         assert_eq!(planned(&pod, &observed), expected, "{policy} {exit_code}");
     }
 }

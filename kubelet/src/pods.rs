@@ -167,8 +167,7 @@ impl Pods {
 
     /// Wakes the pods of which a sandbox or container is new, gone or changed; returns what is there now.
     async fn relist(self: &Arc<Self>, before: &HashMap<String, i32>) -> Result<HashMap<String, i32>, crate::cri::Error> {
-        let (sandboxes, containers) =
-            tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
+        let (sandboxes, containers) = tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
         let sandboxes = sandboxes.into_iter().map(|s| (s.id, s.state, s.labels));
         let all: Vec<_> = sandboxes.chain(containers.into_iter().map(|c| (c.id, 10 + c.state, c.labels))).collect();
         let now: HashMap<String, i32> = all.iter().map(|(id, state, _)| (id.clone(), *state)).collect();

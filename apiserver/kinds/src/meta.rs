@@ -58,10 +58,10 @@ pub fn validate_object_meta_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = Vec::new();
     if is_set(old, "/metadata/deletionTimestamp") {
         let had = list(old, "/metadata/finalizers");
-        let added: Vec<&str> = list(new, "/metadata/finalizers").iter().filter(|f| !had.contains(f)).filter_map(Value::as_str).collect();
+        let added: Vec<&str> =
+            list(new, "/metadata/finalizers").iter().filter(|f| !had.contains(f)).filter_map(Value::as_str).collect();
         if !added.is_empty() {
-            let detail =
-                format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
+            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
             errors.push(Error::forbidden(&path.child("finalizers"), detail));
         }
     }

@@ -123,9 +123,7 @@ where
     let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     let mut call = Call {
-        want: negotiate::accept(&parts.headers).or_else(|status| {
-            if info.is_resource && !tunnels(&info) { Err(status) } else { Ok(Want { shape: negotiate::Shape::Object, yaml: false }) }
-        })?,
+        want: negotiate::accept(&parts.headers).or_else(|status| if info.is_resource && !tunnels(&info) { Err(status) } else { Ok(Want { shape: negotiate::Shape::Object, yaml: false }) })?,
         method: parts.method,
         raw_query: parts.uri.query().unwrap_or_default().to_owned(),
         gzip: mentions_gzip(&parts.headers),
@@ -251,11 +249,7 @@ fn resolve(info: &RequestInfo) -> Result<Target, Status> {
     let kind = kinds::by_gvr(&gvr).ok_or_else(Status::no_such_resource)?;
     let version = kind.versions.iter().find(|v| **v == info.version).ok_or_else(Status::no_such_resource)?;
     let is_collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
-    let misplaced = if kind.namespaced {
-        info.namespace.is_empty() && !is_collection
-    } else {
-        !info.namespace.is_empty() && kind.plural != "namespaces"
-    };
+    let misplaced = if kind.namespaced { info.namespace.is_empty() && !is_collection } else { !info.namespace.is_empty() && kind.plural != "namespaces" };
     if misplaced {
         return Err(if info.verb == "create" { Status::method_not_allowed() } else { Status::no_such_resource() });
     }

@@ -90,10 +90,7 @@ mod tests {
             ("", Some((Shape::Object, false))),
             ("application/vnd.kubernetes.protobuf, */*", Some((Shape::Object, false))),
             ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some((Shape::Table, false))),
-            (
-                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
-                Some((Shape::Metadata, false)),
-            ),
+            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json", Some((Shape::Metadata, false))),
             ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", Some((Shape::Discovery, false))),
             ("application/yaml", Some((Shape::Object, true))),
             ("text/html", None),

@@ -77,7 +77,8 @@ async fn reach(app: &App, revision: u64) -> Result<(), Status> {
 /// The selection of a request, with the kind's own field names checked and, for a shared kind, translated to the stored one's.
 pub fn selection(call: &Call, target: &Target) -> Result<Selection, Status> {
     let bad = |why: String| Status::bad_request(why);
-    let labels = LabelSelector::parse(call.query.get("labelSelector")).map_err(|e| bad(format!("unable to parse requirement: {e}")))?;
+    let labels = LabelSelector::parse(call.query.get("labelSelector"))
+        .map_err(|e| bad(format!("unable to parse requirement: {e}")))?;
     let fields = FieldSelector::parse(call.query.get("fieldSelector")).map_err(|e| bad(e.to_string()))?;
     let mut translated = Vec::new();
     for requirement in fields.requirements() {
@@ -150,23 +151,18 @@ impl Start {
             return Ok(Start { at: Some(token.rv), after: Some(after) });
         }
         if !matching.is_empty() && version.is_empty() {
-            return Err(Status::bad_request(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-            ));
+            return Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"));
         }
         let at = match matching {
             "" | MATCH_NOT_OLDER => None,
             MATCH_EXACT => parse_version(version)?,
             other => {
-                let message =
-                    format!("resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
+                let message = format!("resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
                 return Err(Status::bad_request(message));
             }
         };
         if at == Some(0) {
-            return Err(Status::bad_request(
-                "resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
-            ));
+            return Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
         }
         Ok(Start { at, after: None })
     }
@@ -201,9 +197,7 @@ fn write_list(call: &Call, target: &Target, listing: Listing, count: bool) -> An
             let columns = table::definitions(target.kind);
             (format!(r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":{columns},"rows":["#), b"]}\n")
         }
-        Shape::Metadata => {
-            (format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#), b"]}\n")
-        }
+        Shape::Metadata => (format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#), b"]}\n"),
         _ => (format!(r#"{{"kind":"{}List","apiVersion":"{api_version}","metadata":{meta},"items":["#, target.kind.kind), b"]}\n"),
     };
     let size: usize = listing.records.iter().map(|r| r.json().len()).sum();

@@ -37,9 +37,7 @@ impl Call {
             "" | "Warn" => Ok(FieldValidation::Warn),
             "Strict" => Ok(FieldValidation::Strict),
             "Ignore" => Ok(FieldValidation::Ignore),
-            other => Err(Status::bad_request(format!(
-                "fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""
-            ))),
+            other => Err(Status::bad_request(format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""))),
         }
     }
 
@@ -50,9 +48,7 @@ impl Call {
         let declared = !has.version.is_empty() && !has.kind.is_empty();
         if declared && (has.group != expected.group || has.version != expected.version) {
             let message = format!(
-                "the API version in the data ({}) does not match the expected API version ({})",
-                has.api_version(),
-                expected.api_version()
+                "the API version in the data ({}) does not match the expected API version ({})", has.api_version(), expected.api_version()
             );
             return Err(Status::bad_request(message));
         }
@@ -81,8 +77,7 @@ pub async fn create(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     let body = call.decode(&target.gvk())?;
     if target.kind.kind == "Binding" {
         let pods = kinds::by_resource("", "pods").ok_or_else(Status::no_such_resource)?;
-        let mut pod =
-            Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
+        let mut pod = Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
         pod.subresource = "binding".into();
         app.registry.bind(&call.caller, &pod, &body, &call.write_options()?).await?;
         return Ok(success(201));
@@ -159,13 +154,7 @@ pub async fn update(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     Ok(show(target, &record, call.want, &call.query, 200))
 }
 
-async fn update_part(
-    app: &App,
-    call: &Call,
-    target: &Target,
-    options: &WriteOptions,
-    change: &crate::registry::write::Change<'_>,
-) -> Result<std::sync::Arc<Record>, Status> {
+async fn update_part(app: &App, call: &Call, target: &Target, options: &WriteOptions, change: &crate::registry::write::Change<'_>) -> Result<std::sync::Arc<Record>, Status> {
     let registry = &app.registry;
     match target.subresource.as_str() {
         "status" => registry.update(&call.caller, target, Part::Status, options, change).await,
@@ -211,12 +200,7 @@ fn stamp_conditions(mut object: Value, old: &Value, now: jiff::Timestamp) -> Val
     object
 }
 
-async fn rescale(
-    app: &App,
-    call: &Call,
-    target: &Target,
-    edit: &(dyn Fn(Value) -> Result<Value, Status> + Send + Sync),
-) -> Result<Answer, Status> {
+async fn rescale(app: &App, call: &Call, target: &Target, edit: &(dyn Fn(Value) -> Result<Value, Status> + Send + Sync)) -> Result<Answer, Status> {
     let options = call.write_options()?;
     let change = |old: &Value| scale::rescale(target, old, edit);
     let record = app.registry.update(&call.caller, target, Part::Main, &options, &change).await?;
@@ -280,17 +264,8 @@ fn delete_options(headers: &HeaderMap, body: &Bytes, query: &super::info::Query)
 
 /// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.
 const ANSWERS_WITH_OBJECT: [&str; 11] = [
-    "pods",
-    "podtemplates",
-    "resourcequotas",
-    "serviceaccounts",
-    "services",
-    "persistentvolumes",
-    "persistentvolumeclaims",
-    "storageclasses",
-    "volumeattachments",
-    "csidrivers",
-    "csinodes",
+    "pods", "podtemplates", "resourcequotas", "serviceaccounts", "services", "persistentvolumes", "persistentvolumeclaims", "storageclasses",
+    "volumeattachments", "csidrivers", "csinodes",
 ];
 
 pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
@@ -299,16 +274,11 @@ pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, S
         return Err(Status::method_not_allowed());
     }
     match app.registry.delete(&call.caller, target, &options).await? {
-        Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => {
-            Ok(show(target, &record, call.want, &call.query, 200))
-        }
-        Deleted::Gone(record) => Ok(respond::json(
-            200,
-            &json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-                "details": details(target, &record),
-            }),
-        )),
+        Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => Ok(show(target, &record, call.want, &call.query, 200)),
+        Deleted::Gone(record) => Ok(respond::json(200, &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+            "details": details(target, &record),
+        }))),
         Deleted::Waiting(record) => {
             let accepted = options.orphan_dependents == Some(false);
             Ok(show(target, &record, call.want, &call.query, if accepted { 202 } else { 200 }))
@@ -330,19 +300,13 @@ pub async fn delete_collection(app: &App, call: &Call, target: &Target) -> Resul
     app.registry.catch_up().await?;
     let all = Target { key: api::Key::new(target.key.namespace.clone(), ""), ..target.clone() };
     let records = app.registry.delete_collection(&call.caller, &all, &selection, &options).await?;
-    let items: Vec<Value> = records
-        .iter()
-        .map(|r| record::project(r.value(), record::Form { group: target.kind.group, version: target.version, metadata_only: false }))
-        .collect();
-    Ok(respond::json(
-        200,
-        &json!({
-            "kind": format!("{}List", target.kind.kind),
-            "apiVersion": target.kind.api_version(target.version),
-            "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
-            "items": items,
-        }),
-    ))
+    let items: Vec<Value> = records.iter().map(|r| record::project(r.value(), record::Form { group: target.kind.group, version: target.version, metadata_only: false })).collect();
+    Ok(respond::json(200, &json!({
+        "kind": format!("{}List", target.kind.kind),
+        "apiVersion": target.kind.api_version(target.version),
+        "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
+        "items": items,
+    })))
 }
 
 /// GET of a subresource that has a shape of its own.

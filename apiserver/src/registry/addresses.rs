@@ -125,9 +125,7 @@ fn keep_assigned(new: &mut Value, old: &Value) {
     }
     let (has, keep) = (ports_of(old), matches!(service_type(new), "NodePort" | "LoadBalancer"));
     for port in new.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        let same = |(number, protocol, _): &&(i64, String, i64)| {
-            *number == self::number(port, "/port").unwrap_or(0) && protocol == protocol_of(port)
-        };
+        let same = |(number, protocol, _): &&(i64, String, i64)| *number == self::number(port, "/port").unwrap_or(0) && protocol == protocol_of(port);
         let Some((_, _, assigned)) = has.iter().find(same) else { continue };
         let asked = self::number(port, "/nodePort").unwrap_or(0);
         if keep && asked == 0 {
@@ -214,8 +212,7 @@ impl Assigner<'_> {
         let band = (size / 16).clamp(16, 256).min(size.saturating_sub(1));
         let start = rand::rng().random_range(band..size.max(band + 1));
         let candidates = (start..size).chain(band..start).chain(1..band);
-        let free =
-            candidates.map(|offset| Ipv4Addr::from(network + offset)).find(|ip| *ip != self.addresses.first() && !taken.contains(ip));
+        let free = candidates.map(|offset| Ipv4Addr::from(network + offset)).find(|ip| *ip != self.addresses.first() && !taken.contains(ip));
         free.ok_or_else(|| FieldError::internal(&ip_path(), "failed to allocate a serviceIP: range is full"))
     }
 
@@ -224,11 +221,7 @@ impl Assigner<'_> {
         let range = self.addresses.range;
         match asked.parse::<IpAddr>() {
             Ok(IpAddr::V4(ip)) if range.contains(&ip) && ip != range.network() && ip != range.broadcast() => {
-                if taken.contains(&ip) {
-                    Err(refuse("provided IP is already allocated".into()))
-                } else {
-                    Ok(ip)
-                }
+                if taken.contains(&ip) { Err(refuse("provided IP is already allocated".into())) } else { Ok(ip) }
             }
             _ => Err(refuse(format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"))),
         }
@@ -305,8 +298,7 @@ fn ip_path() -> Path {
 fn families(service: &mut Value) {
     let headless = text(service, "/spec/clusterIP") == "None";
     let selects = service.pointer("/spec/selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
-    let (policy, families) =
-        if headless && !selects { ("RequireDualStack", json!(["IPv4", "IPv6"])) } else { ("SingleStack", json!(["IPv4"])) };
+    let (policy, families) = if headless && !selects { ("RequireDualStack", json!(["IPv4", "IPv6"])) } else { ("SingleStack", json!(["IPv4"])) };
     let spec = object(service, "spec");
     if spec.get("ipFamilyPolicy").is_none_or(Value::is_null) {
         spec.insert("ipFamilyPolicy".into(), json!(policy));

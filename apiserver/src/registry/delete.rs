@@ -67,9 +67,7 @@ impl DeleteOptions {
                 return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
             }
             if !policies.contains(&policy.as_str()) {
-                let message = format!(
-                    "propagationPolicy: Unsupported value: {policy:?}: supported values: \"Background\", \"Foreground\", \"Orphan\", \"nil\""
-                );
+                let message = format!("propagationPolicy: Unsupported value: {policy:?}: supported values: \"Background\", \"Foreground\", \"Orphan\", \"nil\"");
                 return Err(Status::bad_request(message));
             }
         }
@@ -114,14 +112,7 @@ impl Registry {
         Err(Status::modified(&target.resource(), &target.key.name))
     }
 
-    async fn try_delete(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        record: &Arc<Record>,
-        mut old: Value,
-        options: &DeleteOptions,
-    ) -> Result<Deleted, StoreError> {
+    async fn try_delete(&self, caller: &Caller, target: &Target, record: &Arc<Record>, mut old: Value, options: &DeleteOptions) -> Result<Deleted, StoreError> {
         let kind = target.storage();
         tree::take_resource_version(&mut old);
         match plan(kind, old, options, caller.now) {
@@ -152,13 +143,7 @@ impl Registry {
     }
 
     /// Delete all that the selection holds; returns them as they were.
-    pub async fn delete_collection(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        selection: &Selection,
-        options: &DeleteOptions,
-    ) -> Result<Vec<Arc<Record>>, Status> {
+    pub async fn delete_collection(&self, caller: &Caller, target: &Target, selection: &Selection, options: &DeleteOptions) -> Result<Vec<Arc<Record>>, Status> {
         options.check()?;
         let listed = self.records(target.kind)?.list(selection, None, None, 0, self.cache.applied());
         let records = listed.map(|l| l.records).unwrap_or_default();

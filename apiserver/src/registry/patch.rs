@@ -17,8 +17,7 @@ pub enum PatchType {
 }
 
 impl PatchType {
-    pub const ACCEPTED: [&str; 3] =
-        ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+    pub const ACCEPTED: [&str; 3] = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
     /// Server-side apply (`application/apply-patch+yaml`) is not among them until managed fields are kept.
     pub fn of(media: &str) -> Result<Self, Status> {
@@ -46,8 +45,8 @@ impl Patch<'_> {
             PatchType::Json => schema::patch::json(&mut object, self.body)?,
             PatchType::Merge => schema::patch::merge(&mut object, self.body)?,
             PatchType::Strategic => {
-                let patch: Value =
-                    serde_json::from_slice(self.body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+                let patch: Value = serde_json::from_slice(self.body)
+                    .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
                 object = schema::patch::strategic(&gvk, &object, &patch)?;
             }
         }

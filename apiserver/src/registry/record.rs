@@ -222,10 +222,7 @@ mod tests {
     #[test]
     fn the_revision_goes_into_the_objects_own_metadata() {
         let cases = [
-            (
-                r#"{"a":{"metadata":{"x":1}},"metadata":{"name":"n"}}"#,
-                r#"{"a":{"metadata":{"x":1}},"metadata":{"resourceVersion":"7","name":"n"}}"#,
-            ),
+            (r#"{"a":{"metadata":{"x":1}},"metadata":{"name":"n"}}"#, r#"{"a":{"metadata":{"x":1}},"metadata":{"resourceVersion":"7","name":"n"}}"#),
             (r#"{"data":{"k":"\"metadata\":{"},"metadata":{}}"#, r#"{"data":{"k":"\"metadata\":{"},"metadata":{"resourceVersion":"7"}}"#),
         ];
         for (stored, expected) in cases {

@@ -66,23 +66,16 @@ impl Registry {
         Err(Status::generate_name_conflict(&target.resource(), &name))
     }
 
-    async fn create_named(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        mut object: Value,
-        options: &WriteOptions,
-    ) -> Result<Arc<Record>, Status> {
+    async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
         let kind = target.storage();
         kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
         kind.strategy.prepare_for_create(kind, &mut object);
-        let (object, outcome) = self
-            .admit(caller, target, Operation::Create, object, None, options, |object| {
-                let mut errors = kinds::validate_object_meta(kind, object);
-                errors.extend(kind.strategy.validate(kind, object));
-                errors
-            })
-            .await?;
+        let (object, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
+            let mut errors = kinds::validate_object_meta(kind, object);
+            errors.extend(kind.strategy.validate(kind, object));
+            errors
+        })
+        .await?;
         for warning in kind.strategy.warnings(&object).into_iter().chain(outcome.warnings.clone()) {
             caller.warn(warning);
         }
@@ -121,14 +114,7 @@ impl Registry {
     }
 
     /// Swap the object for what `change` makes of it, again if another write came first.
-    pub async fn update(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        part: Part,
-        options: &WriteOptions,
-        change: &Change<'_>,
-    ) -> Result<Arc<Record>, Status> {
+    pub async fn update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, change: &Change<'_>) -> Result<Arc<Record>, Status> {
         for _ in 0..MAX_SWAPS {
             let stored = self.find(target)?;
             match self.try_update(caller, target, part, options, &stored, change).await? {
@@ -140,15 +126,7 @@ impl Registry {
     }
 
     /// `None`: the swap was lost.
-    async fn try_update(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        part: Part,
-        options: &WriteOptions,
-        stored: &Arc<Record>,
-        change: &Change<'_>,
-    ) -> Result<Option<Arc<Record>>, Status> {
+    async fn try_update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, stored: &Arc<Record>, change: &Change<'_>) -> Result<Option<Arc<Record>>, Status> {
         let kind = target.storage();
         let mut old = stored.value();
         let mut new = change(&old)?;
@@ -160,17 +138,16 @@ impl Registry {
             Part::Status => kind.strategy.prepare_for_status_update(kind, &mut new, &old),
             Part::Raw => {}
         }
-        let (new, outcome) = self
-            .admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
-                let mut errors = kinds::validate_object_meta_update(new, &old);
-                errors.extend(match part {
-                    Part::Main => kind.strategy.validate_update(kind, new, &old),
-                    Part::Status => kind.strategy.validate_status_update(kind, new, &old),
-                    Part::Raw => Vec::new(),
-                });
-                errors
-            })
-            .await?;
+        let (new, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
+            let mut errors = kinds::validate_object_meta_update(new, &old);
+            errors.extend(match part {
+                Part::Main => kind.strategy.validate_update(kind, new, &old),
+                Part::Status => kind.strategy.validate_status_update(kind, new, &old),
+                Part::Raw => Vec::new(),
+            });
+            errors
+        })
+        .await?;
         if part == Part::Main {
             kind.strategy.warnings(&new).into_iter().for_each(|w| caller.warn(w));
         }
@@ -185,14 +162,7 @@ impl Registry {
         self.swap(caller, target, stored, &lease.object, &outcome).await
     }
 
-    async fn swap(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        stored: &Arc<Record>,
-        new: &Value,
-        outcome: &Outcome,
-    ) -> Result<Option<Arc<Record>>, Status> {
+    async fn swap(&self, caller: &Caller, target: &Target, stored: &Arc<Record>, new: &Value, outcome: &Outcome) -> Result<Option<Arc<Record>>, Status> {
         self.charge(outcome).await?;
         let verb = match target.subresource.as_str() {
             "binding" => "create",
@@ -232,11 +202,7 @@ impl Registry {
             }
             version if version == revision.to_string() => Ok(()),
             version if version.parse::<u64>().is_err() => {
-                let error = FieldError::invalid(
-                    &Path::new("metadata").child("resourceVersion"),
-                    version,
-                    "strconv.ParseUint: parsing \"".to_owned() + version + "\": invalid syntax",
-                );
+                let error = FieldError::invalid(&Path::new("metadata").child("resourceVersion"), version, "strconv.ParseUint: parsing \"".to_owned() + version + "\": invalid syntax");
                 Err(Status::invalid(&kind.group_kind(), name, vec![error]))
             }
             _ => Err(Status::modified(&target.resource(), name)),
@@ -246,13 +212,7 @@ impl Registry {
     /// Mutating admission, validation, validating admission. Waits a little where what is missing is on its way.
     #[allow(clippy::too_many_arguments)]
     async fn admit(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        operation: Operation,
-        object: Value,
-        old: Option<&Value>,
-        options: &WriteOptions,
+        &self, caller: &Caller, target: &Target, operation: Operation, object: Value, old: Option<&Value>, options: &WriteOptions,
         validate: impl Fn(&Value) -> Vec<FieldError>,
     ) -> Result<(Value, Outcome), Status> {
         let mut tries = 0;
@@ -270,13 +230,7 @@ impl Registry {
 
     #[allow(clippy::too_many_arguments)]
     fn admit_once(
-        &self,
-        caller: &Caller,
-        target: &Target,
-        operation: Operation,
-        mut object: Value,
-        old: Option<&Value>,
-        options: &WriteOptions,
+        &self, caller: &Caller, target: &Target, operation: Operation, mut object: Value, old: Option<&Value>, options: &WriteOptions,
         validate: &impl Fn(&Value) -> Vec<FieldError>,
     ) -> Result<(Value, Outcome), Refusal> {
         let kind = target.storage();
@@ -293,8 +247,7 @@ impl Registry {
             return Err(Status::invalid(&body, text(&object, "/metadata/name"), errors).into());
         }
         if kind.group == "rbac.authorization.k8s.io" {
-            let write =
-                escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: &object, old };
+            let write = escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: &object, old };
             escalation::check(&write, &self.authorizer)?;
         }
         let outcome = admission::validate(&request, &object)?;
@@ -303,15 +256,8 @@ impl Registry {
 
     #[allow(clippy::too_many_arguments)]
     pub(super) fn request<'a>(
-        &'a self,
-        caller: &'a Caller,
-        operation: Operation,
-        body: &'a GroupKind,
-        resource: &'a api::GroupResource,
-        target: &'a Target,
-        name: &'a str,
-        old: Option<&'a Value>,
-        options: &WriteOptions,
+        &'a self, caller: &'a Caller, operation: Operation, body: &'a GroupKind, resource: &'a api::GroupResource, target: &'a Target,
+        name: &'a str, old: Option<&'a Value>, options: &WriteOptions,
     ) -> admission::Request<'a> {
         admission::Request {
             user: &caller.user,
@@ -399,8 +345,7 @@ pub fn replacement(target: &Target, body: Value) -> Result<Value, Status> {
             tree::meta(&mut object).insert("namespace".into(), json!(target.key.namespace));
         }
     } else if namespace != target.key.namespace {
-        let message =
-            format!("the namespace of the object ({namespace}) does not match the namespace on the URL ({})", target.key.namespace);
+        let message = format!("the namespace of the object ({namespace}) does not match the namespace on the URL ({})", target.key.namespace);
         return Err(Status::bad_request(message));
     }
     Ok(object)

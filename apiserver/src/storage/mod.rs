@@ -68,11 +68,7 @@ pub enum StoreError {
     Future { asked: Revision, current: Revision },
     /// The store can't serve now; whether a write happened is unknown.
     #[error("the store is unavailable while {doing}")]
-    Unavailable {
-        doing: String,
-        #[source]
-        source: Option<anyhow::Error>,
-    },
+    Unavailable { doing: String, #[source] source: Option<anyhow::Error> },
 }
 
 impl StoreError {

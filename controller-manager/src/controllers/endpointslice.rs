@@ -66,12 +66,11 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.pods.synced().await;
     this.nodes.synced().await;
     this.slices.synced().await;
-    context
-        .run(NAME, queue, move |key| {
-            let this = this.clone();
-            async move { this.sync(&key).await }
-        })
-        .await
+    context.run(NAME, queue, move |key| {
+        let this = this.clone();
+        async move { this.sync(&key).await }
+    })
+    .await
 }
 
 /// The Service of a slice that is ours.
@@ -165,7 +164,12 @@ struct Plan {
 /// What makes slices comparable: address family and ports.
 type Group = (String, Vec<Port>);
 
-fn plan(service: &Service, members: &[Arc<Pod>], existing: &[Arc<EndpointSlice>], zone: &dyn Fn(&str) -> Option<String>) -> Plan {
+fn plan(
+    service: &Service,
+    members: &[Arc<Pod>],
+    existing: &[Arc<EndpointSlice>],
+    zone: &dyn Fn(&str) -> Option<String>,
+) -> Plan {
     let mut wanted: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     for family in families(service) {
         for pod in members {

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use api::selector::LabelSelector;
-use k8s_openapi::api::core::v1::{PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus};
+use k8s_openapi::api::core::v1::{
+    PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
 
 use crate::context::Context;
 use crate::shared::replicas::{self, Replicated, Status};

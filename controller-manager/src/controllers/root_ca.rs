@@ -44,7 +44,11 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
 
 fn plan(namespace: &str, ca: &str, current: Option<&ConfigMap>) -> ConfigMap {
     let mut wanted = current.cloned().unwrap_or_else(|| ConfigMap {
-        metadata: ObjectMeta { name: Some(CONFIG_MAP.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(CONFIG_MAP.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            ..ObjectMeta::default()
+        },
         ..ConfigMap::default()
     });
     let annotations = wanted.metadata.annotations.get_or_insert_default();

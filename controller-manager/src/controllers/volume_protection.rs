@@ -33,13 +33,12 @@ pub async fn run_claims(context: Arc<Context>) -> anyhow::Result<()> {
     claims.synced().await;
     pods.synced().await;
     let client = context.client.clone();
-    context
-        .run("persistentvolumeclaim-protection-controller", queue, move |key| {
-            let (client, claim) = (client.clone(), claims.get(&key));
-            let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| !pods::is_finished(pod));
-            async move { protect(&client, claim, CLAIM, used).await }
-        })
-        .await
+    context.run("persistentvolumeclaim-protection-controller", queue, move |key| {
+        let (client, claim) = (client.clone(), claims.get(&key));
+        let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| !pods::is_finished(pod));
+        async move { protect(&client, claim, CLAIM, used).await }
+    })
+    .await
 }
 
 fn claims_of(pod: &Pod) -> Vec<Key> {
@@ -59,15 +58,14 @@ pub async fn run_volumes(context: Arc<Context>) -> anyhow::Result<()> {
     watch::itself(&volumes, &queue);
     volumes.synced().await;
     let client = context.client.clone();
-    context
-        .run("persistentvolume-protection-controller", queue, move |key| {
-            let (client, volume) = (client.clone(), volumes.get(&key));
-            async move {
-                let phase = volume.as_ref().and_then(|volume| volume.status.as_ref()?.phase.clone());
-                protect(&client, volume, VOLUME, phase.as_deref() == Some("Bound")).await
-            }
-        })
-        .await
+    context.run("persistentvolume-protection-controller", queue, move |key| {
+        let (client, volume) = (client.clone(), volumes.get(&key));
+        async move {
+            let phase = volume.as_ref().and_then(|volume| volume.status.as_ref()?.phase.clone());
+            protect(&client, volume, VOLUME, phase.as_deref() == Some("Bound")).await
+        }
+    })
+    .await
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -15,8 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 
 fn open_beneath(root: &impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
-    let how =
-        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how)
 }
 
@@ -50,9 +49,7 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
 
 fn escape(error: Errno, path: &Path) -> io::Error {
     match error {
-        Errno::EXDEV | Errno::ELOOP => {
-            io::Error::new(io::ErrorKind::PermissionDenied, format!("subpath {:?} leads out of its volume", path.display().to_string()))
-        }
+        Errno::EXDEV | Errno::ELOOP => io::Error::new(io::ErrorKind::PermissionDenied, format!("subpath {:?} leads out of its volume", path.display().to_string())),
         error => error.into(),
     }
 }

@@ -31,9 +31,7 @@ impl Strategy for ApiService {
             errors.extend(invalid(&path.child("group"), group, names::is_dns1123_subdomain(group)));
         }
         errors.extend(invalid(&path.child("version"), version, names::is_dns1035_label(version)));
-        for (field, pointer, max) in
-            [("groupPriorityMinimum", "/spec/groupPriorityMinimum", 20_000), ("versionPriority", "/spec/versionPriority", 1_000)]
-        {
+        for (field, pointer, max) in [("groupPriorityMinimum", "/spec/groupPriorityMinimum", 20_000), ("versionPriority", "/spec/versionPriority", 1_000)] {
             let value = crate::value::int(object, pointer);
             if !(1..=max).contains(&value) {
                 let detail = format!("must be positive and less than {max}");

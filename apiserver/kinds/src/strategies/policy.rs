@@ -9,7 +9,8 @@ use api::names;
 use serde_json::{Value, json};
 
 use crate::validation::field::{
-    immutable, invalid, json as to_json, label_selector, non_negative, not_over_100_percent, optional_one_of, positive_int_or_percent, with,
+    immutable, invalid, json as to_json, label_selector, non_negative, not_over_100_percent, optional_one_of,
+    positive_int_or_percent, with,
 };
 use crate::value::{int, is_set, list, text};
 use crate::{Kind, Strategy};

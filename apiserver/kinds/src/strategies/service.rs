@@ -11,7 +11,9 @@ use api::names;
 use serde_json::{Value, json};
 
 use crate::strategy::{prepare_for_create, prepare_for_update};
-use crate::validation::field::{invalid, json as to_json, labels, one_of, optional_one_of, port, port_or_name, required, with, with_both};
+use crate::validation::field::{
+    invalid, json as to_json, labels, one_of, optional_one_of, port, port_or_name, required, with, with_both,
+};
 use crate::validation::pod::non_special_ip;
 use crate::value::{child, copy_field, int, is_set, list, remove, text};
 use crate::{Kind, Strategy};
@@ -32,7 +34,9 @@ impl Strategy for Service {
     }
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, |service: &CoreService| service.spec.as_ref().map_or(Vec::new(), |spec| service_spec(&Path::new("spec"), spec)))
+        with(object, |service: &CoreService| {
+            service.spec.as_ref().map_or(Vec::new(), |spec| service_spec(&Path::new("spec"), spec))
+        })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
@@ -49,7 +53,9 @@ fn normalize_cluster_ips(new: &mut Value, old: Option<&Value>) {
     let ip = text(new, "/spec/clusterIP").to_owned();
     let changed = match old {
         None => list(new, "/spec/clusterIPs").is_empty() && !ip.is_empty(),
-        Some(old) => ip != text(old, "/spec/clusterIP") && list(new, "/spec/clusterIPs") == list(old, "/spec/clusterIPs"),
+        Some(old) => {
+            ip != text(old, "/spec/clusterIP") && list(new, "/spec/clusterIPs") == list(old, "/spec/clusterIPs")
+        }
     };
     if !changed {
         return;
@@ -388,10 +394,7 @@ mod tests {
         let mut new = old.clone();
         new["spec"]["type"] = json!("ClusterIP");
         Service.prepare_for_update(by_kind("", "Service").unwrap(), &mut new, &old);
-        assert_eq!(
-            new["spec"],
-            json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
-            "ports": [{"port": 80, "protocol": "TCP"}]})
-        );
+        assert_eq!(new["spec"], json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"port": 80, "protocol": "TCP"}]}));
     }
 }

@@ -16,15 +16,8 @@ use crate::{Kind, Strategy};
 const RECLAIM: &[&str] = &["Delete", "Recycle", "Retain"];
 /// Fields of a volume's spec that are not its source.
 const PLAIN_FIELDS: [&str; 9] = [
-    "accessModes",
-    "capacity",
-    "claimRef",
-    "mountOptions",
-    "nodeAffinity",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "volumeAttributesClassName",
-    "volumeMode",
+    "accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity", "persistentVolumeReclaimPolicy",
+    "storageClassName", "volumeAttributesClassName", "volumeMode",
 ];
 
 pub struct Volume;
@@ -36,7 +29,9 @@ impl Strategy for Volume {
     }
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, |pv: &PersistentVolume| pv.spec.as_ref().map_or(Vec::new(), |spec| volume_spec(&Path::new("spec"), spec)))
+        with(object, |pv: &PersistentVolume| {
+            pv.spec.as_ref().map_or(Vec::new(), |spec| volume_spec(&Path::new("spec"), spec))
+        })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use crate::strategy::{prepare_for_create, prepare_for_update};
 use crate::validation::field::{
-    immutable, int_or_percent_value, is_empty_selector, json as to_json, label_selector, labels, non_negative, non_negative_opt,
-    not_over_100_percent, positive_int_or_percent, with,
+    immutable, int_or_percent_value, is_empty_selector, json as to_json, label_selector, labels, non_negative,
+    non_negative_opt, not_over_100_percent, positive_int_or_percent, with,
 };
 use crate::validation::{pod, volume};
 use crate::value::{child, int, set};
@@ -23,7 +23,9 @@ use crate::{Kind, Strategy};
 const MISMATCH: &str = "`selector` does not match template `labels`";
 
 /// The selector, and that it selects the template's pods.
-fn selected_template(path: &Path, selector: &LabelSelector, template: &PodTemplateSpec, empty: &str, kind: &str) -> ErrorList {
+fn selected_template(
+    path: &Path, selector: &LabelSelector, template: &PodTemplateSpec, empty: &str, kind: &str,
+) -> ErrorList {
     let mut errors = label_selector(&path.child("selector"), Some(selector));
     if is_empty_selector(Some(selector)) {
         errors.push(Error::invalid(&path.child("selector"), to_json(selector), empty));
@@ -212,7 +214,8 @@ impl Strategy for ReplicationController {
                 errors.push(Error::required(&template_path, ""));
                 return errors;
             };
-            let given: BTreeMap<String, String> = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
+            let given: BTreeMap<String, String> =
+                template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
             if selector.iter().any(|(name, value)| given.get(name) != Some(value)) {
                 let labels_path = template_path.child("metadata").child("labels");
                 errors.push(Error::invalid(&labels_path, to_json(&given), MISMATCH));
@@ -231,18 +234,15 @@ pub struct StatefulSet;
 
 impl Strategy for StatefulSet {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, |set: &apps::StatefulSet| set.spec.as_ref().map_or(Vec::new(), |spec| stateful_set_spec(&Path::new("spec"), spec)))
+        with(object, |set: &apps::StatefulSet| {
+            set.spec.as_ref().map_or(Vec::new(), |spec| stateful_set_spec(&Path::new("spec"), spec))
+        })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         const FREE: [&str; 7] = [
-            "replicas",
-            "ordinals",
-            "template",
-            "updateStrategy",
-            "revisionHistoryLimit",
-            "persistentVolumeClaimRetentionPolicy",
-            "minReadySeconds",
+            "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
+            "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
         ];
         let fixed = |object: &Value| -> Vec<(String, Value)> {
             let fields = object["spec"].as_object().into_iter().flatten();
@@ -315,8 +315,7 @@ impl Strategy for DaemonSet {
         with(object, |set: &apps::DaemonSet| {
             let path = Path::new("spec");
             let Some(spec) = &set.spec else { return Vec::new() };
-            let mut errors =
-                selected_template(&path, &spec.selector, &spec.template, "empty selector is invalid for daemonset", "DaemonSet");
+            let mut errors = selected_template(&path, &spec.selector, &spec.template, "empty selector is invalid for daemonset", "DaemonSet");
             errors.extend(non_negative_opt(&path.child("minReadySeconds"), spec.min_ready_seconds));
             errors.extend(daemon_set_strategy(&path.child("updateStrategy"), spec.update_strategy.as_ref()));
             errors.extend(non_negative_opt(&path.child("revisionHistoryLimit"), spec.revision_history_limit));

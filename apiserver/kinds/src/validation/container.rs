@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, ResourceFieldSelector,
-    ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
+    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe,
+    ResourceFieldSelector, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
 };
 use api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -20,18 +20,13 @@ pub type VolumeNames<'a> = BTreeMap<&'a str, bool>;
 
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const ENV_FIELDS: &[&str] = &[
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-    "status.podIPs",
+    "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP",
+    "status.hostIPs", "status.podIP", "status.podIPs",
 ];
-const ENV_RESOURCES: &[&str] =
-    &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
+const ENV_RESOURCES: &[&str] = &[
+    "limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage",
+    "requests.memory",
+];
 
 pub fn containers(path: &Path, containers: &[Container], volumes: &VolumeNames) -> ErrorList {
     if containers.is_empty() {
@@ -290,9 +285,7 @@ pub fn resource_field_ref(path: &Path, reference: &ResourceFieldSelector, in_vol
         _ => &["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"],
     };
     if errors.is_empty() && !valid.contains(&divisor) {
-        let what = if valid.len() == 3 {
-            "only divisor's values 1m and 1 are supported with the cpu resource".to_owned()
-        } else {
+        let what = if valid.len() == 3 { "only divisor's values 1m and 1 are supported with the cpu resource".to_owned() } else {
             let name = reference.resource.rsplit('.').next().unwrap_or("");
             format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {name} resource")
         };
@@ -370,11 +363,7 @@ fn volume_devices(path: &Path, devices: &[VolumeDevice], mounts: &[VolumeMount],
         }
         if volumes.get(name) != Some(&true) {
             let detail = "can only use volume source type of PersistentVolumeClaim, Ephemeral or Image for block mode";
-            errors.push(if volumes.contains_key(name) {
-                Error::invalid(&path.child("name"), name, detail)
-            } else {
-                Error::not_found(&path.child("name"), name)
-            });
+            errors.push(if volumes.contains_key(name) { Error::invalid(&path.child("name"), name, detail) } else { Error::not_found(&path.child("name"), name) });
         }
         errors.extend(required(&path.child("devicePath"), device_path));
         if !seen.1.insert(device_path) {
@@ -453,16 +442,13 @@ pub fn resource_amount(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorLi
 }
 
 fn probe(path: &Path, probe: &Probe) -> ErrorList {
-    let mut errors = handler(
-        path,
-        Handlers {
-            exec: probe.exec.as_ref(),
-            http_get: probe.http_get.as_ref(),
-            tcp_port: probe.tcp_socket.as_ref().map(|tcp| &tcp.port),
-            grpc_port: probe.grpc.as_ref().map(|grpc| i64::from(grpc.port)),
-            sleep: None,
-        },
-    );
+    let mut errors = handler(path, Handlers {
+        exec: probe.exec.as_ref(),
+        http_get: probe.http_get.as_ref(),
+        tcp_port: probe.tcp_socket.as_ref().map(|tcp| &tcp.port),
+        grpc_port: probe.grpc.as_ref().map(|grpc| i64::from(grpc.port)),
+        sleep: None,
+    });
     errors.extend(non_negative_opt(&path.child("initialDelaySeconds"), probe.initial_delay_seconds));
     errors.extend(non_negative_opt(&path.child("timeoutSeconds"), probe.timeout_seconds));
     errors.extend(non_negative_opt(&path.child("periodSeconds"), probe.period_seconds));
@@ -473,16 +459,13 @@ fn probe(path: &Path, probe: &Probe) -> ErrorList {
 
 fn lifecycle(path: &Path, lifecycle: &Lifecycle) -> ErrorList {
     let of = |name: &str, hook: &LifecycleHandler| {
-        handler(
-            &path.child(name),
-            Handlers {
-                exec: hook.exec.as_ref(),
-                http_get: hook.http_get.as_ref(),
-                tcp_port: hook.tcp_socket.as_ref().map(|tcp| &tcp.port),
-                grpc_port: None,
-                sleep: hook.sleep.as_ref().map(|sleep| sleep.seconds),
-            },
-        )
+        handler(&path.child(name), Handlers {
+            exec: hook.exec.as_ref(),
+            http_get: hook.http_get.as_ref(),
+            tcp_port: hook.tcp_socket.as_ref().map(|tcp| &tcp.port),
+            grpc_port: None,
+            sleep: hook.sleep.as_ref().map(|sleep| sleep.seconds),
+        })
     };
     let mut errors = lifecycle.post_start.as_ref().map_or(Vec::new(), |hook| of("postStart", hook));
     errors.extend(lifecycle.pre_stop.as_ref().map_or(Vec::new(), |hook| of("preStop", hook)));
@@ -509,10 +492,9 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
         given == 1
     };
     if let Some(exec) = handlers.exec.filter(|_| first("exec", &mut errors))
-        && exec.command.as_ref().is_none_or(Vec::is_empty)
-    {
-        errors.push(Error::required(&path.child("exec").child("command"), ""));
-    }
+        && exec.command.as_ref().is_none_or(Vec::is_empty) {
+            errors.push(Error::required(&path.child("exec").child("command"), ""));
+        }
     if let Some(get) = handlers.http_get.filter(|_| first("httpGet", &mut errors)) {
         errors.extend(http_get(&path.child("httpGet"), get));
     }
@@ -523,10 +505,9 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
         errors.extend(port(&path.child("grpc").child("port"), grpc));
     }
     if let Some(seconds) = handlers.sleep.filter(|_| first("sleep", &mut errors))
-        && seconds < 0
-    {
-        errors.push(Error::invalid(&path.child("sleep"), seconds, "must be non-negative"));
-    }
+        && seconds < 0 {
+            errors.push(Error::invalid(&path.child("sleep"), seconds, "must be non-negative"));
+        }
     if given == 0 {
         errors.push(Error::required(path, "must specify a handler type"));
     }

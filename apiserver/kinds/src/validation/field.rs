@@ -120,7 +120,8 @@ pub fn label_selector(path: &Path, selector: Option<&LabelSelector>) -> ErrorLis
 
 pub fn is_empty_selector(selector: Option<&LabelSelector>) -> bool {
     selector.is_none_or(|selector| {
-        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty) && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+            && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
     })
 }
 

@@ -13,7 +13,8 @@ use super::container::{VolumeNames, field_ref, local_descending_path, resource_f
 use super::field::{NOT_NEGATIVE, invalid, json, label_selector, optional_one_of, quantity, required};
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-const DOWNWARD_FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const DOWNWARD_FIELDS: &[&str] =
+    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// Names of the volumes containers may mount; `true` for those that may be block devices.
 pub fn volume_names(volumes: &[Volume]) -> VolumeNames<'_> {
@@ -93,11 +94,10 @@ fn file_sources(path: &Path, volume: &Volume) -> ErrorList {
 fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
     let mut errors = Vec::new();
     if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref())
-        && quantity(limit).is_negative()
-    {
-        let detail = "SizeLimit field must be a valid resource quantity";
-        errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
-    }
+        && quantity(limit).is_negative() {
+            let detail = "SizeLimit field must be a valid resource quantity";
+            errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
+        }
     if let Some(host) = &volume.host_path {
         errors.extend(host_path(&path.child("hostPath"), host));
     }
@@ -133,7 +133,8 @@ pub fn host_path(path: &Path, host: &HostPathVolumeSource) -> ErrorList {
     if host.path.split('/').any(|part| part == "..") {
         errors.push(Error::invalid(&path.child("path"), host.path.as_str(), "must not contain '..'"));
     }
-    let types = ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
+    let types =
+        ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
     errors.extend(optional_one_of(&path.child("type"), host.type_.as_deref(), &types));
     errors
 }

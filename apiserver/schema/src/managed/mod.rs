@@ -207,11 +207,8 @@ fn insert(managers: &mut Managers, gvk: &Gvk, writer: &Writer, operation: &str, 
 
 /// The oldest updaters beyond the limit become one, per version.
 fn cap(managers: &mut Managers) {
-    let mut updaters: Vec<(String, Identity)> = managers
-        .iter()
-        .filter(|(id, _)| id.operation == "Update" && id.subresource.is_empty())
-        .map(|(id, e)| (e.time.clone(), id.clone()))
-        .collect();
+    let mut updaters: Vec<(String, Identity)> =
+        managers.iter().filter(|(id, _)| id.operation == "Update" && id.subresource.is_empty()).map(|(id, e)| (e.time.clone(), id.clone())).collect();
     if updaters.len() <= MAX_UPDATERS {
         return;
     }
@@ -245,15 +242,7 @@ fn decode_entry(entry: &Value) -> Option<(Identity, Entry)> {
 /// Appliers first, then updaters by time.
 fn encode(object: &mut Value, managers: &Managers) {
     let mut list: Vec<(&Identity, &Entry)> = managers.iter().collect();
-    list.sort_by(|(a, x), (b, y)| {
-        (&a.operation, &x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(
-            &b.operation,
-            &y.time,
-            &b.manager,
-            &y.api_version,
-            &b.subresource,
-        ))
-    });
+    list.sort_by(|(a, x), (b, y)| (&a.operation, &x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(&b.operation, &y.time, &b.manager, &y.api_version, &b.subresource)));
     let list: Vec<Value> = list.into_iter().map(|(id, entry)| encode_entry(id, entry)).collect();
     let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
     if list.is_empty() {
@@ -286,19 +275,13 @@ fn conflict(conflicts: &[(Identity, Set)]) -> Status {
     let causes: Vec<StatusCause> = named
         .iter()
         .flat_map(|(who, paths)| {
-            paths.iter().map(move |path| StatusCause {
-                reason: "FieldManagerConflict".to_owned(),
-                message: format!("conflict with {who}"),
-                field: path.clone(),
-            })
+            paths.iter().map(move |path| StatusCause { reason: "FieldManagerConflict".to_owned(), message: format!("conflict with {who}"), field: path.clone() })
         })
         .collect();
     let message = match named.as_slice() {
         [(who, paths)] if paths.len() == 1 => format!("Apply failed with 1 conflict: conflict with {who}: {}", paths[0]),
         _ => {
-            let lines = named.iter().flat_map(|(who, paths)| {
-                std::iter::once(format!("conflicts with {who}:")).chain(paths.iter().map(|path| format!("- {path}")))
-            });
+            let lines = named.iter().flat_map(|(who, paths)| std::iter::once(format!("conflicts with {who}:")).chain(paths.iter().map(|path| format!("- {path}"))));
             format!("Apply failed with {} conflicts: {}", causes.len(), lines.collect::<Vec<_>>().join("\n"))
         }
     };

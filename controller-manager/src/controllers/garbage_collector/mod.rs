@@ -47,12 +47,11 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     let collector = Arc::new(Collector { client: context.client.clone(), monitors, absent: Mutex::default() });
     let collecting = async {
         let _stopping = ready.wait_for(|ready| *ready).await.is_err();
-        context
-            .run(NAME, queue, move |work| {
-                let collector = collector.clone();
-                async move { collector.sync(&work).await }
-            })
-            .await
+        context.run(NAME, queue, move |work| {
+            let collector = collector.clone();
+            async move { collector.sync(&work).await }
+        })
+        .await
     };
     tokio::select! {
         () = watching => Ok(()),
