@@ -3,9 +3,15 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{Args, Parser};
 use ipnet::Ipv4Net;
+
+use crate::storage::Storage;
+use crate::storage::embedded::Embedded;
+use crate::storage::etcd::{self, Etcd};
 
 /// The gate to the cluster: every read and write of every object passes here.
 #[derive(Clone, Debug, Parser)]
@@ -19,9 +25,8 @@ pub struct Config {
     /// The address at which the cluster reaches this server. Default: the address of the default route.
     #[arg(long)]
     pub advertise_address: Option<IpAddr>,
-    /// The folder of the embedded store.
-    #[arg(long, default_value = "/var/lib/coracle/apiserver")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub store: StoreFlags,
     #[arg(long, default_value = "10.96.0.0/16")]
     pub service_cluster_ip_range: Ipv4Net,
     #[arg(long, default_value = "30000-32767", value_parser = port_range)]
@@ -55,6 +60,49 @@ pub struct Config {
     /// Verbosity of the log, 0 to 5.
     #[arg(short = 'v', long = "v", default_value_t = 1)]
     pub verbosity: u8,
+}
+
+/// Where the state is: in the embedded store, or in etcd if servers are given.
+#[derive(Clone, Debug, Args)]
+pub struct StoreFlags {
+    /// The folder of the embedded store.
+    #[arg(long, default_value = "/var/lib/coracle/apiserver")]
+    pub data_dir: PathBuf,
+    /// etcd servers as https://ADDRESS:2379, separated by commas. Default: none, the embedded store is used.
+    #[arg(long, value_delimiter = ',')]
+    pub etcd_servers: Vec<String>,
+    /// Who signs etcd's certificates, PEM.
+    #[arg(long)]
+    pub etcd_cafile: Option<PathBuf>,
+    /// How this server identifies to etcd, PEM.
+    #[arg(long, requires = "etcd_keyfile")]
+    pub etcd_certfile: Option<PathBuf>,
+    #[arg(long, requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
+    /// The folder of all keys in etcd.
+    #[arg(long, default_value = "/registry")]
+    pub etcd_prefix: String,
+}
+
+impl StoreFlags {
+    pub fn etcd(&self) -> etcd::Options {
+        etcd::Options {
+            servers: self.etcd_servers.clone(),
+            ca: self.etcd_cafile.clone(),
+            certificate: self.etcd_certfile.clone(),
+            key: self.etcd_keyfile.clone(),
+            prefix: self.etcd_prefix.clone(),
+        }
+    }
+
+    /// The store these flags name. Errors: a folder that is locked or damaged, an etcd that does not answer.
+    pub async fn open(&self) -> anyhow::Result<Arc<dyn Storage>> {
+        if !self.etcd_servers.is_empty() {
+            return Ok(Arc::new(Etcd::connect(&self.etcd()).await?));
+        }
+        let opened = Embedded::open(&self.data_dir).with_context(|| format!("opening the store in {}", self.data_dir.display()))?;
+        Ok(Arc::new(opened))
+    }
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {

@@ -37,7 +37,6 @@ use http::metrics::Metrics;
 use registry::Registry;
 use registry::addresses::Addresses;
 use registry::cache::Cache;
-use storage::embedded::Embedded;
 use storage::transform::{Identity, Transformer};
 
 /// Serve until `shutdown`. Errors: flags that can't be used, a store that can't be opened, a port that is taken.
@@ -76,15 +75,15 @@ fn has_records(kind: &&'static Kind) -> bool {
 }
 
 async fn open_registry(config: &Config) -> anyhow::Result<Arc<Registry>> {
-    let store = Arc::new(Embedded::open(&config.data_dir).with_context(|| format!("opening the store in {}", config.data_dir.display()))?);
+    let store = config.store.open().await?;
     let transformer: Arc<dyn Transformer> = Arc::new(Identity);
     let authorizer = Arc::new(Authorizer::new());
     let observer = authorizer.clone();
     let observe = move |kind: &'static Kind, key: &api::Key, new: Option<&serde_json::Value>| observer.observe(&kind.group_resource(), key, new);
     let (cache, changes) = Cache::load(KINDS.iter().filter(has_records), &*store, &*transformer, &observe).await.context("loading the store")?;
     let cache = Arc::new(cache);
-    let (following, opener) = (cache.clone(), transformer.clone());
-    tokio::spawn(async move { following.follow(changes, &*opener, &observe).await });
+    let (following, followed, opener) = (cache.clone(), store.clone(), transformer.clone());
+    tokio::spawn(async move { following.follow(&*followed, changes, &*opener, &observe).await });
     let addresses = Addresses::new(config.service_cluster_ip_range, config.service_node_port_range.clone());
     Ok(Arc::new(Registry::new(store, transformer, cache, authorizer, addresses)))
 }

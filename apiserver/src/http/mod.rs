@@ -116,7 +116,7 @@ where
     B::Error: Into<respond::BoxError>,
 {
     if plain::is_open(&info.path) {
-        return Ok(plain::health(&app, &info.path, &query));
+        return Ok(plain::health(&app, &info.path, &query).await);
     }
     let user = Arc::new(identify(&app, &peer, request.headers())?);
     authorize(&app, &info, &query, &user)?;

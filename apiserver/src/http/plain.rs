@@ -16,11 +16,12 @@ pub fn is_open(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/healthz" | "/livez/ping" | "/readyz/ping" | "/healthz/ping")
 }
 
-pub fn health(app: &App, path: &str, query: &Query) -> Answer {
+pub async fn health(app: &App, path: &str, query: &Query) -> Answer {
     let ready = app.ready.load(Ordering::Acquire);
     let name = path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let stopping = app.shutdown.is_cancelled();
-    let mut checks = vec![("ping", true), ("log", true), ("storage", true)];
+    let (store, answers) = app.registry.store_health().await;
+    let mut checks = vec![("ping", true), ("log", true), (store, answers)];
     if name != "livez" {
         checks.push(("poststarthook/rbac/bootstrap-roles", ready));
     }

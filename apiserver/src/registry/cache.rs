@@ -4,7 +4,7 @@
 //! store watch ─▶ feed task ─▶ per kind: ordered map of records + ring of recent events ─▶ watchers (cursors into the ring)
 //! ```
 //!
-//! Invariants: one task applies changes, in revision order; `applied` moves after the maps do, so a reader who waited for a revision sees
+//! Invariants: one task applies changes, in revision order, those of one revision at once; `applied` moves after the maps do, so a reader who waited for a revision sees
 //! it; a watcher too slow for the ring is told so (`Expired`) and never skips an event. Past snapshots are rebuilt by undoing ring
 //! events, so continued lists need no second copy. Upstream counterpart: `apiserver/pkg/storage/cacher` (v1.33).
 
@@ -31,6 +31,8 @@ const RING_TIME: Duration = Duration::from_secs(75);
 const RING_MIN: usize = 100;
 const RING_MAX: usize = 20_000;
 const LOAD_PAGE: usize = 1000;
+/// Between two attempts to load a store that does not answer.
+const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Told of every object at start and of every change after, in revision order, before any reader sees it. Must not block.
 pub type Observer = dyn Fn(&'static Kind, &Key, Option<&Value>) + Send + Sync;
@@ -147,21 +149,22 @@ impl Cache {
             cache.by_folder.insert(layout::folder(kind), at);
             cache.kinds.push(KindCache { kind, state: RwLock::default(), news: watch::Sender::new(0) });
         }
-        let revision = cache.fill(store, transformer, observe).await?;
-        let changes = store.watch(revision).await?;
+        let changes = cache.fill(store, transformer, observe).await?;
         Ok((cache, changes))
     }
 
-    async fn fill(&self, store: &dyn Storage, transformer: &dyn Transformer, observe: &Observer) -> anyhow::Result<u64> {
+    /// Make every kind what the store holds now. Watchers that come from before are told that their revision is gone.
+    async fn fill(&self, store: &dyn Storage, transformer: &dyn Transformer, observe: &Observer) -> anyhow::Result<Changes> {
+        let mut stored: Vec<BTreeMap<Key, Arc<Record>>> = self.kinds.iter().map(|_| BTreeMap::new()).collect();
         let (mut at, mut after) = (None, None::<String>);
         loop {
             let page = store.list(layout::ROOT, after.as_deref(), LOAD_PAGE, at).await?;
             at = Some(page.revision);
             for entry in &page.entries {
                 let Some((kind, key)) = self.locate(&entry.key) else { continue };
-                let (record, tree) = open(kind.kind, key, entry.revision, &entry.key, entry.value.clone(), transformer)?;
-                observe(kind.kind, &record.key, Some(&tree));
-                kind.state.write().objects.insert(record.key.clone(), Arc::new(record));
+                let (record, tree) = open(self.kinds[kind].kind, key, entry.revision, &entry.key, entry.value.clone(), transformer)?;
+                observe(record.kind, &record.key, Some(&tree));
+                stored[kind].insert(record.key.clone(), Arc::new(record));
             }
             after = page.entries.last().map(|e| e.key.clone());
             if !page.more {
@@ -169,49 +172,71 @@ impl Cache {
             }
         }
         let revision = at.unwrap_or_default();
-        for kind in &self.kinds {
-            let mut state = kind.state.write();
-            (state.forgotten, state.last) = (revision, revision);
+        let changes = store.watch(revision).await?;
+        for (kind, objects) in self.kinds.iter().zip(stored) {
+            let known = kind.replace(objects, revision);
+            for key in known.keys().filter(|key| kind.get(key).is_none()) {
+                observe(kind.kind, key, None);
+            }
         }
         self.applied.send_replace(revision);
-        Ok(revision)
+        Ok(changes)
     }
 
-    fn locate(&self, stored_key: &str) -> Option<(&KindCache, Key)> {
+    /// The place of the kind in `kinds`, and the object.
+    fn locate(&self, stored_key: &str) -> Option<(usize, Key)> {
         let (folder, key) = layout::split(stored_key, |f| self.by_folder.contains_key(f))?;
-        Some((&self.kinds[*self.by_folder.get(folder)?], key))
+        Some((*self.by_folder.get(folder)?, key))
     }
 
-    /// Apply changes as they come, until the store stops. `observe` sees each before the readers do.
-    pub async fn follow(&self, mut changes: Changes, transformer: &dyn Transformer, observe: &Observer) {
-        while let Some(batch) = changes.recv().await {
-            for change in batch {
-                let revision = change.revision;
-                if let Err(error) = self.apply(change, transformer, observe) {
+    /// Apply changes as they come, for ever. `observe` sees each before the readers do. When the stream ends, what came next is lost:
+    /// the cache is filled anew.
+    pub async fn follow(&self, store: &dyn Storage, mut changes: Changes, transformer: &dyn Transformer, observe: &Observer) {
+        loop {
+            while let Some(batch) = changes.recv().await {
+                let mut batch = batch.into_iter().peekable();
+                while let Some(first) = batch.next() {
+                    let revision = first.revision;
+                    let mut together = vec![first];
+                    while let Some(next) = batch.next_if(|next| next.revision == revision) {
+                        together.push(next);
+                    }
+                    self.apply(revision, together, transformer, observe);
+                    self.applied.send_replace(revision);
+                }
+            }
+            tracing::warn!("the store's stream of changes has ended, loading everything again");
+            changes = loop {
+                match self.fill(store, transformer, observe).await {
+                    Ok(changes) => break changes,
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "loading the store"),
+                }
+                tokio::time::sleep(RELOAD_PAUSE).await;
+            };
+        }
+    }
+
+    /// All changes of one revision, so that no watcher sees a part of them.
+    fn apply(&self, revision: u64, changes: Vec<Change>, transformer: &dyn Transformer, observe: &Observer) {
+        let mut by_kind: BTreeMap<usize, Vec<(Key, Option<Arc<Record>>)>> = BTreeMap::new();
+        for change in changes {
+            let Some((at, key)) = self.locate(&change.key) else { continue };
+            let kind = self.kinds[at].kind;
+            let new = match change.value.map(|value| open(kind, key.clone(), revision, &change.key, value, transformer)) {
+                None => None,
+                Some(Ok(opened)) => Some(opened),
+                Some(Err(error)) => {
                     // Can't happen for what this server wrote; foreign bytes are left out, loudly, and the order stays whole.
                     tracing::error!(revision, error = format!("{error:#}"), "undecodable change in the store");
+                    continue;
                 }
-                self.applied.send_replace(revision);
-            }
+            };
+            observe(kind, &key, new.as_ref().map(|(_, tree)| tree));
+            by_kind.entry(at).or_default().push((key, new.map(|(record, _)| Arc::new(record))));
         }
-        tracing::warn!("the store's stream of changes has ended");
-    }
-
-    fn apply(&self, change: Change, transformer: &dyn Transformer, observe: &Observer) -> anyhow::Result<()> {
-        let Some((kind, key)) = self.locate(&change.key) else { return Ok(()) };
-        let new = match change.value {
-            Some(value) => {
-                let (record, tree) = open(kind.kind, key.clone(), change.revision, &change.key, value, transformer)?;
-                observe(kind.kind, &key, Some(&tree));
-                Some(Arc::new(record))
-            }
-            None => {
-                observe(kind.kind, &key, None);
-                None
-            }
-        };
-        kind.apply(key, change.revision, new);
-        Ok(())
+        for (at, changes) in by_kind {
+            self.kinds[at].apply(revision, changes);
+        }
     }
 
     pub fn of(&self, kind: &Kind) -> Option<&KindCache> {
@@ -250,20 +275,31 @@ fn open(kind: &'static Kind, key: Key, revision: u64, stored_key: &str, value: b
 }
 
 impl KindCache {
-    fn apply(&self, key: Key, revision: u64, new: Option<Arc<Record>>) {
+    fn apply(&self, revision: u64, changes: Vec<(Key, Option<Arc<Record>>)>) {
         let mut state = self.state.write();
-        let old = match &new {
-            Some(record) => state.objects.insert(key, record.clone()),
-            None => state.objects.remove(&key),
-        };
-        if old.is_some() || new.is_some() {
-            let now = Instant::now();
-            state.ring.push_back(Arc::new(Event { revision, at: now, old, new, parting: OnceLock::new() }));
-            state.trim(now);
+        let now = Instant::now();
+        for (key, new) in changes {
+            let old = match &new {
+                Some(record) => state.objects.insert(key, record.clone()),
+                None => state.objects.remove(&key),
+            };
+            if old.is_some() || new.is_some() {
+                state.ring.push_back(Arc::new(Event { revision, at: now, old, new, parting: OnceLock::new() }));
+            }
         }
+        state.trim(now);
         state.last = revision;
         drop(state);
         self.news.send_replace(revision);
+    }
+
+    /// Start anew with these objects, as of `revision`. Returns those from before.
+    fn replace(&self, objects: BTreeMap<Key, Arc<Record>>, revision: u64) -> BTreeMap<Key, Arc<Record>> {
+        let mut state = self.state.write();
+        let before = std::mem::replace(&mut *state, State { objects, ring: VecDeque::new(), forgotten: revision, last: revision });
+        drop(state);
+        self.news.send_replace(revision);
+        before.objects
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<Record>> {
@@ -298,14 +334,16 @@ impl KindCache {
         Ok(Listing { records: pick.records, revision, remaining })
     }
 
-    /// Up to `max` events after `cursor`, oldest first.
+    /// Some `max` events after `cursor`, oldest first; those of one revision are never parted.
     pub fn events_after(&self, cursor: u64, max: usize) -> Result<Vec<Arc<Event>>, Expired> {
         let state = self.state.read();
         if cursor < state.forgotten {
             return Err(Expired { oldest: state.forgotten });
         }
         let start = state.ring.partition_point(|event| event.revision <= cursor);
-        Ok(state.ring.range(start..).take(max).cloned().collect())
+        let last = state.ring.get(start + max.saturating_sub(1)).map(|event| event.revision);
+        let end = last.map_or(state.ring.len(), |last| state.ring.partition_point(|event| event.revision <= last));
+        Ok(state.ring.range(start..end).cloned().collect())
     }
 }
 

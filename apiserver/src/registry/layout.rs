@@ -2,6 +2,8 @@
 //!
 //! Upstream counterpart: `kubernetes/pkg/kubeapiserver/default_storage_factory_builder.go` and the `SpecialDefaultResourcePrefixes`.
 
+use std::time::Duration;
+
 use api::key::Key;
 use kinds::Kind;
 
@@ -22,6 +24,14 @@ const SPECIAL: &[(&str, &str, &str)] = &[
 pub fn folder(kind: &Kind) -> &'static str {
     let special = SPECIAL.iter().find(|(group, plural, _)| *group == kind.group && *plural == kind.plural);
     special.map_or(kind.plural, |(_, _, folder)| folder)
+}
+
+/// Events vanish after an hour, as upstream's `--event-ttl`.
+const EVENTS: (&str, Duration) = ("/registry/events/", Duration::from_secs(3600));
+
+/// How long an object lives by itself; `None` = until it is deleted.
+pub fn ttl(stored_key: &str) -> Option<Duration> {
+    stored_key.starts_with(EVENTS.0).then_some(EVENTS.1)
 }
 
 pub fn store_key(kind: &Kind, key: &Key) -> String {

@@ -41,8 +41,8 @@ use addresses::Addresses;
 use cache::{Cache, KindCache};
 use record::Record;
 
-/// Events vanish after an hour, as upstream's `--event-ttl`.
-const EVENT_TTL: Duration = Duration::from_secs(3600);
+/// A store that takes longer than this is not healthy.
+const STORE_ANSWERS: Duration = Duration::from_secs(1);
 
 pub struct Registry {
     store: Arc<dyn Storage>,
@@ -139,6 +139,12 @@ impl Registry {
         Ok(())
     }
 
+    /// What health checks call the store, and whether it answers now.
+    pub async fn store_health(&self) -> (&'static str, bool) {
+        let answer = tokio::time::timeout(STORE_ANSWERS, self.store.revision()).await;
+        (self.store.name(), matches!(answer, Ok(Ok(_))))
+    }
+
     pub fn records(&self, kind: &Kind) -> Result<&KindCache, Status> {
         self.cache.get(&kind.storage_resource()).ok_or_else(Status::no_such_resource)
     }
@@ -152,8 +158,7 @@ impl Registry {
         let stored_key = layout::store_key(kind, key);
         let plain = Bytes::from(record::encode(tree));
         let sealed = self.transformer.seal(&stored_key, plain.clone()).map_err(|e| StoreError::unavailable("sealing", e))?;
-        let ttl = (kind.plural == "events" && kind.group.is_empty()).then_some(EVENT_TTL);
-        let revision = self.store.put(&stored_key, sealed, expect, ttl).await?;
+        let revision = self.store.put(&stored_key, sealed, expect, layout::ttl(&stored_key)).await?;
         self.cache.reach(revision).await;
         let seen = self.cache.get(&kind.group_resource()).and_then(|k| k.get(key)).filter(|r| r.revision == revision);
         match seen {
@@ -194,8 +199,13 @@ impl Registry {
     }
 }
 
-/// A store error that is not about the object.
+/// A store error that is not about the object. Upstream passes etcd's words on in the same way.
 pub fn unavailable(error: StoreError) -> Status {
-    tracing::error!(error = format!("{:#}", anyhow::Error::from(error)), "store error");
-    Status::service_unavailable("the store is unavailable, try again later")
+    let (doing, status) = match &error {
+        StoreError::Unavailable { doing, why } => (doing.as_str(), Status::service_unavailable(why)),
+        StoreError::TimedOut { doing } => (doing.as_str(), Status::timeout(error.to_string(), 0)),
+        _ => ("", write::plain_error(&error.to_string())),
+    };
+    tracing::error!(doing, %error, "store error");
+    status
 }

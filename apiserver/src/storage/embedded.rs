@@ -28,6 +28,8 @@ const HEADS: TableDefinition<&str, u64> = TableDefinition::new("heads");
 const EXPIRY: TableDefinition<(u64, &str), u64> = TableDefinition::new("expiry");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
+/// The store's one file, in the folder it is opened in.
+pub const FILE: &str = "state.redb";
 const CACHE_BYTES: usize = 16 << 20;
 /// Most operations in one commit: bounds the time a single fsync'ed transaction takes.
 const MAX_GROUP: usize = 512;
@@ -62,9 +64,21 @@ type Reply<T> = oneshot::Sender<Result<T>>;
 impl Embedded {
     /// Open or create `dir/state.redb`. Errors: the file is locked by another process, or damaged beyond repair.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        Embedded::open_from(dir, 0)
+    }
+
+    /// An empty store in `dir`, whatever was there, with all its revisions greater than `above`.
+    pub fn emptied(dir: &Path, above: Revision) -> anyhow::Result<Self> {
+        match std::fs::remove_file(dir.join(FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => Embedded::open_from(dir, above),
+        }
+    }
+
+    fn open_from(dir: &Path, above: Revision) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join("state.redb"))?;
-        let (revision, compacted) = prepare_tables(&db)?;
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join(FILE))?;
+        let (revision, compacted) = prepare_tables(&db, above)?;
         let shared = Arc::new(Shared {
             db,
             revision: AtomicU64::new(revision),
@@ -85,13 +99,18 @@ impl Embedded {
     }
 }
 
-fn prepare_tables(db: &Database) -> anyhow::Result<(Revision, Revision)> {
+/// Returns the last revision and the last compacted one; a new store's are both `above`.
+fn prepare_tables(db: &Database, above: Revision) -> anyhow::Result<(Revision, Revision)> {
     let txn = begin(db)?;
     txn.open_table(CHANGES)?;
     txn.open_table(HEADS)?;
     txn.open_table(EXPIRY)?;
     let numbers = {
-        let meta = txn.open_table(META)?;
+        let mut meta = txn.open_table(META)?;
+        if above > 0 {
+            meta.insert("revision", above)?;
+            meta.insert("compacted", above)?;
+        }
         let number = |name| anyhow::Ok(meta.get(name)?.map_or(0, |v| v.value()));
         (number("revision")?, number("compacted")?)
     };
@@ -213,6 +232,10 @@ impl Shared {
 
 #[async_trait]
 impl Storage for Embedded {
+    fn name(&self) -> &'static str {
+        "storage"
+    }
+
     async fn revision(&self) -> Result<Revision> {
         Ok(self.shared.revision.load(Ordering::Acquire))
     }

@@ -4,13 +4,16 @@
 //!
 //! Invariants every backend keeps (and `contract` checks):
 //! - a revision is acknowledged only after it is durable, and published to watchers only after it is acknowledged or about to be;
-//! - each revision carries exactly one change, and a watch delivers all of them, in order, of all keys;
+//! - a watch delivers the changes of all keys, in order, and all changes of one revision in one batch (a write is one change;
+//!   keys that expire together may share a revision);
 //! - the only write is a compare-and-swap.
 //!
 //! Upstream counterpart: `k8s.io/apiserver/pkg/storage/etcd3` (v1.33) with the transaction shapes that kine lists.
 
 pub mod contract;
+pub mod copy;
 pub mod embedded;
+pub mod etcd;
 pub mod transform;
 
 use std::time::Duration;
@@ -67,23 +70,32 @@ pub enum StoreError {
     #[error("revision {asked} is in the future, the store is at {current}")]
     Future { asked: Revision, current: Revision },
     /// The store can't serve now; whether a write happened is unknown.
-    #[error("the store is unavailable while {doing}")]
-    Unavailable { doing: String, #[source] source: Option<anyhow::Error> },
+    #[error("{why}")]
+    Unavailable { doing: String, why: String },
+    /// The store did not answer in time; whether a write happened is unknown.
+    #[error("etcdserver: request timed out")]
+    TimedOut { doing: String },
+    /// The store has understood and will not: too large, no space left, not permitted. Nothing happened.
+    #[error("{why}")]
+    Refused { why: String },
 }
 
 impl StoreError {
     pub(crate) fn unavailable(doing: impl Into<String>, source: impl Into<anyhow::Error>) -> Self {
-        StoreError::Unavailable { doing: doing.into(), source: Some(source.into()) }
+        StoreError::Unavailable { doing: doing.into(), why: format!("{:#}", source.into()) }
     }
 }
 
 pub type Result<T> = std::result::Result<T, StoreError>;
 
-/// The changes after a revision, in batches as they were committed. Ends when the store stops.
+/// The changes after a revision, in batches as they were committed. Ends when the store stops, or when what comes next is lost: list again.
 pub type Changes = mpsc::UnboundedReceiver<Vec<Change>>;
 
 #[async_trait]
 pub trait Storage: Send + Sync + 'static {
+    /// What health checks call it.
+    fn name(&self) -> &'static str;
+
     /// The last durable revision. A read that must be consistent waits until its cache has seen it.
     async fn revision(&self) -> Result<Revision>;
 
