@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
-use crate::cluster::{Cluster, DEFAULT_NAME, Machine};
+use crate::cluster::{Cluster, DEFAULT_NAME, Machine, Store as StateStore};
 use crate::image::{archive, reference::Reference, server, store::Store};
 use crate::machine::control::{self, Request};
 use crate::machine::{namespaces, processes, supervisor};
-use crate::{doctor, down, host, machine, status, trace, up};
+use crate::{doctor, down, host, machine, migrate, status, trace, up};
 
 /// A Kubernetes cluster of several machines on this one.
 #[derive(Debug, Parser)]
@@ -45,6 +45,14 @@ enum Command {
         /// Only the last lines
         #[arg(long, default_value_t = 1000)]
         tail: usize,
+    },
+    /// Move the cluster's state to another store; the API server is away meanwhile, pods go on
+    Migrate {
+        /// Where to
+        #[arg(long)]
+        to: StateStore,
+        #[command(flatten)]
+        which: Which,
     },
     /// The cluster's image store
     #[command(subcommand)]
@@ -169,6 +177,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Start(target) => tell(&target, Request::Start)?,
         Command::Kill(target) => tell(&target, Request::Kill)?,
         Command::Logs { target, follow, tail } => logs(&target, follow, tail)?,
+        Command::Migrate { to, which } => block_on(migrate::migrate(&which.name, to))?,
         Command::Image(ImageCommand::Load { file, image, which }) => load(&cluster(&which)?, &file, image.as_deref())?,
         Command::Image(ImageCommand::Ls(which)) => list_images(&cluster(&which)?)?,
         Command::Trace { object, namespace, all, which } => block_on(trace::trace(&cluster(&which)?, &object, &namespace, all))?,
@@ -192,7 +201,7 @@ fn supervise(name: &str, machine: &str) -> ExitCode {
     let prepare = || -> Result<_> {
         let cluster = Cluster::existing(name)?;
         let machine = cluster.machine(machine)?.clone();
-        let processes = processes::of(&cluster, &machine, &up::programs()?);
+        let processes = processes::of(&cluster, &machine, &up::programs()?).iter().map(processes::Process::program).collect();
         // Bound by its path on the host, which is out of sight once the machine's own /var/lib is in place.
         let socket = cluster.socket(&machine);
         if socket.exists() {

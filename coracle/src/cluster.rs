@@ -5,11 +5,13 @@
 //! /var/lib/coracle/NAME/           one cluster
 //!   cluster.json                   this record
 //!   pki/                           the cluster's authority and every certificate it issued
+//!   pki/etcd/                      etcd's own authority: who it issued a certificate to may read and write all objects
 //!   admin.conf                     kubeconfig of the administrator
 //!   images/                        the image store: an OCI layout
 //!   machines/MACHINE/              one machine: etc (upper layer over the host's /etc), lib (/var/lib), log (/var/log), supervisor.sock
 //! ```
 
+use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -32,6 +34,7 @@ pub const CLUSTER_DNS: &str = "10.96.0.10";
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
 pub const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10";
 pub const API_PORT: u16 = 6443;
+pub const ETCD_PORT: u16 = 2379;
 pub const IMAGE_PORT: u16 = 5000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,12 +52,37 @@ pub struct Machine {
     pub index: u8,
 }
 
+/// Where the API server keeps the state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Store {
+    /// In a file of its own; nothing else runs.
+    #[default]
+    Embedded,
+    /// In an etcd on the master.
+    Etcd,
+}
+
+impl fmt::Display for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Store::Embedded => "the embedded store",
+            Store::Etcd => "etcd",
+        })
+    }
+}
+
 /// What `up` was asked for beside the defaults; tests shorten time-outs with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// More flags by program: `("kube-controller-manager", "--node-monitor-grace-period=8s")`.
     #[serde(default)]
     pub flags: Vec<(String, String)>,
+    #[serde(default)]
+    pub store: Store,
+    /// Where the state is being copied to, while `coracle migrate` is at work (or was interrupted).
+    #[serde(default)]
+    pub moving_to: Option<Store>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +191,11 @@ impl Cluster {
     /// Path of a machine's control group below each hierarchy's root.
     pub fn cgroup(&self, machine: &Machine) -> String {
         format!("coracle/{}/{}", self.name, machine.name)
+    }
+
+    /// Whether an etcd is among the master's processes.
+    pub fn runs_etcd(&self) -> bool {
+        self.options.store == Store::Etcd || self.options.moving_to == Some(Store::Etcd)
     }
 
     pub fn master(&self) -> &Machine {

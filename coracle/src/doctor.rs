@@ -42,7 +42,7 @@ const LITTLE_DISK: u64 = 2 << 30;
 
 pub fn findings() -> Vec<Finding> {
     let mut all = needs();
-    all.extend([control_groups(), capability(), firewall(), resolver(), disk()]);
+    all.extend([etcd(), control_groups(), capability(), firewall(), resolver(), disk()]);
     all.extend(versions());
     all
 }
@@ -52,6 +52,14 @@ pub fn require() -> Result<()> {
     let wrong: Vec<String> = needs().into_iter().filter(|finding| finding.level == Level::Wrong).map(|finding| finding.text).collect();
     if !wrong.is_empty() {
         bail!("this host is not ready (`scripts/setup` installs what Debian has):\n  {}", wrong.join("\n  "));
+    }
+    Ok(())
+}
+
+/// What a cluster on etcd needs besides.
+pub fn require_etcd() -> Result<()> {
+    if !in_path("etcd") {
+        bail!("etcd is missing (Debian package etcd-server; `scripts/setup` installs it)");
     }
     Ok(())
 }
@@ -100,6 +108,14 @@ fn needs() -> Vec<Finding> {
 fn in_path(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(program).exists())
+}
+
+fn etcd() -> Finding {
+    if in_path("etcd") && in_path("etcdctl") {
+        return Finding { level: Level::Fine, text: "etcd and etcdctl".into() };
+    }
+    let text = "no etcd (Debian packages etcd-server, etcd-client): `up --etcd` will not work, the embedded store will".into();
+    Finding { level: Level::Note, text }
 }
 
 fn control_groups() -> Finding {

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | [`up`], [`down`], [`status`], [`doctor`], [`trace`] | the commands |
+//! | [`up`], [`down`], [`status`], [`migrate`], [`doctor`], [`trace`] | the commands |
 //! | [`cluster`] | the record of a cluster; addresses and paths derive from it |
 //! | [`pki`], [`kubeconfig`] | identities |
 //! | [`host`], [`machine`] | the host's network; machines, their files, namespaces and processes |
@@ -20,6 +20,7 @@ pub mod host;
 pub mod image;
 pub mod kubeconfig;
 pub mod machine;
+pub mod migrate;
 pub mod pki;
 mod run;
 pub mod status;

@@ -1,5 +1,6 @@
 //! The cluster's certificates: a table says who holds one, [`ensure`] issues what is missing.
 //!
+//! etcd has an authority of its own: it knows no permissions, so the cluster's other certificates must not open it.
 //! All keys are ECDSA P-256. Workers get only their own files (see `machine::files`); the authority's key stays on the master.
 //! Upstream: `cmd/kubeadm/app/phases/certs/certlist.go`, v1.33.
 
@@ -13,6 +14,14 @@ use time::{Duration, OffsetDateTime};
 
 use crate::cluster::{Cluster, Role, SERVICE_GATEWAY, write_file};
 
+/// What a certificate is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    Client,
+    Server,
+    Both,
+}
+
 /// A row: one certificate and what it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -20,7 +29,7 @@ pub struct Row {
     pub file: String,
     pub common_name: String,
     pub organization: Option<&'static str>,
-    pub server: bool,
+    pub usage: Usage,
     pub dns: Vec<String>,
     pub addresses: Vec<IpAddr>,
 }
@@ -35,7 +44,7 @@ pub fn table(cluster: &Cluster) -> Vec<Row> {
         file: file.into(),
         common_name: name.into(),
         organization,
-        server: false,
+        usage: Usage::Client,
         dns: Vec::new(),
         addresses: Vec::new(),
     };
@@ -43,7 +52,7 @@ pub fn table(cluster: &Cluster) -> Vec<Row> {
         file: file.into(),
         common_name: file.into(),
         organization: None,
-        server: true,
+        usage: Usage::Server,
         dns: dns.iter().map(|name| name.to_string()).collect(),
         addresses: addresses.to_vec(),
     };
@@ -67,6 +76,37 @@ pub fn table(cluster: &Cluster) -> Vec<Row> {
     }
     rows
 }
+
+/// Every certificate of etcd's authority, below `pki/etcd/`.
+fn etcd_table(cluster: &Cluster) -> Vec<Row> {
+    let row = |file: &str, name: &str, organization, usage| Row {
+        file: file.into(),
+        common_name: name.into(),
+        organization,
+        usage,
+        dns: Vec::new(),
+        addresses: Vec::new(),
+    };
+    let addresses = vec![IpAddr::V4(cluster.address(cluster.master())), IpAddr::from([127, 0, 0, 1])];
+    let dns = vec!["localhost".into(), "master".into()];
+    vec![
+        // etcd is its own client (peers, its JSON gateway).
+        Row { dns, addresses, ..row("server", "master", None, Usage::Both) },
+        row("apiserver-etcd-client", "kube-apiserver-etcd-client", Some("system:masters"), Usage::Client),
+        row("healthcheck-client", "kube-etcd-healthcheck-client", Some("system:masters"), Usage::Client),
+    ]
+}
+
+/// Files below `pki/` that a master with etcd holds besides, by name there and on the machine. etcd's authority stays away.
+pub const ETCD_FILES: [&str; 7] = [
+    "etcd/ca.crt",
+    "etcd/server.crt",
+    "etcd/server.key",
+    "etcd/apiserver-etcd-client.crt",
+    "etcd/apiserver-etcd-client.key",
+    "etcd/healthcheck-client.crt",
+    "etcd/healthcheck-client.key",
+];
 
 /// Files below `pki/` that a machine of this role holds, by name there and by name on the machine.
 pub fn files_of(role: Role, machine: &str) -> Vec<(String, String)> {
@@ -96,18 +136,27 @@ pub fn files_of(role: Role, machine: &str) -> Vec<(String, String)> {
 
 /// Makes whatever is missing below `pki/`. What is there stays, so that a second `up` changes no identity.
 pub fn ensure(cluster: &Cluster) -> Result<()> {
-    ensure_in(&cluster.pki_dir(), &table(cluster))
+    ensure_in(&cluster.pki_dir(), &table(cluster))?;
+    if cluster.runs_etcd() {
+        issue_all(&cluster.pki_dir().join("etcd"), "etcd-ca", &etcd_table(cluster))?;
+    }
+    Ok(())
 }
 
 /// As [`ensure`], for any folder and rows.
 pub fn ensure_in(dir: &Path, rows: &[Row]) -> Result<()> {
-    if !dir.join("ca.key").exists() {
-        make_authority(dir)?;
-    }
     if !dir.join("sa.key").exists() {
         let key = KeyPair::generate()?;
         write_file(&dir.join("sa.pub"), key.public_key_pem().as_bytes(), 0o644)?;
         write_file(&dir.join("sa.key"), key.serialize_pem().as_bytes(), 0o600)?;
+    }
+    issue_all(dir, "kubernetes", rows)
+}
+
+/// An authority of this name in `dir`, and its certificates.
+fn issue_all(dir: &Path, authority: &str, rows: &[Row]) -> Result<()> {
+    if !dir.join("ca.key").exists() {
+        make_authority(dir, authority)?;
     }
     let authority_key = KeyPair::from_pem(&fs::read_to_string(dir.join("ca.key"))?)?;
     let authority = Issuer::from_ca_cert_pem(&fs::read_to_string(dir.join("ca.crt"))?, authority_key)?;
@@ -119,11 +168,11 @@ pub fn ensure_in(dir: &Path, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-fn make_authority(dir: &Path) -> Result<()> {
+fn make_authority(dir: &Path, name: &str) -> Result<()> {
     let key = KeyPair::generate()?;
     let mut params = dated(CertificateParams::new(Vec::<String>::new())?);
     params.distinguished_name = Default::default();
-    params.distinguished_name.push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key)?;
@@ -141,7 +190,11 @@ fn issue(dir: &Path, row: &Row, authority: &Issuer<'_, KeyPair>) -> Result<()> {
     }
     params.distinguished_name.push(DnType::CommonName, row.common_name.as_str());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.extended_key_usages = vec![if row.server { ExtendedKeyUsagePurpose::ServerAuth } else { ExtendedKeyUsagePurpose::ClientAuth }];
+    params.extended_key_usages = match row.usage {
+        Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+        Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, authority)?;
     // The key first: a certificate that exists means the pair is whole.

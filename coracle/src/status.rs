@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use futures::future::join_all;
 
-use crate::cluster::{Cluster, KUBERNETES_VERSION, Machine, Role};
+use crate::cluster::{Cluster, ETCD_PORT, KUBERNETES_VERSION, Machine, Role};
 use crate::machine::control::{Answer, ProcessReport, State};
 use crate::machine::processes::{self, Health, Process};
 use crate::{machine, tls, up};
@@ -26,7 +26,10 @@ pub struct Row {
 
 /// Prints the table. Returns whether everything runs and is well.
 pub async fn status(cluster: &Cluster) -> Result<bool> {
-    println!("cluster {}, Kubernetes API {KUBERNETES_VERSION}, {}", cluster.name, cluster.server());
+    println!("cluster {}, Kubernetes API {KUBERNETES_VERSION}, {}, state in {}", cluster.name, cluster.server(), cluster.options.store);
+    if let Some(store) = cluster.options.moving_to {
+        println!("a move of the state to {store} was interrupted: nothing is lost, `coracle migrate` or `coracle up` goes on");
+    }
     let config = tls::admin(cluster)?;
     let bin = up::programs()?;
     let mut rows = Vec::new();
@@ -90,6 +93,10 @@ async fn health(cluster: &Cluster, machine: &Machine, supervisor: u32, health: &
     let address = cluster.address(machine);
     let answer = match health {
         Health::Https { port, path } => tls::get(Some(config.clone()), address, *port, path).await,
+        Health::Etcd => match tls::etcd(cluster) {
+            Ok(config) => tls::get(Some(config), address, ETCD_PORT, "/health").await,
+            Err(e) => Err(e),
+        },
         // The machine's files seen from outside, through its first process.
         Health::Socket(path) => {
             let outside = PathBuf::from(format!("/proc/{supervisor}/root{path}"));
@@ -98,17 +105,21 @@ async fn health(cluster: &Cluster, machine: &Machine, supervisor: u32, health: &
     };
     match answer {
         Ok((200, _)) => "ok".into(),
-        Ok((code, text)) => format!("{code} {}", text.lines().next().unwrap_or_default()).trim().into(),
+        // Of a list of checks, what is wrong.
+        Ok((code, text)) => {
+            let line = text.lines().find(|line| line.starts_with("[-]")).or(text.lines().next());
+            format!("{code} {}", line.unwrap_or_default().trim_start_matches("[-]")).trim().into()
+        }
         Err(e) => format!("{e:#}"),
     }
 }
 
-/// Ours carry the workspace's version; containerd says its own.
+/// Ours carry the workspace's version; the host's programs say their own.
 fn version(process: &Process) -> String {
-    if process.name != "containerd" {
+    if !processes::FROM_HOST.contains(&process.name) {
         return format!("v{}", env!("CARGO_PKG_VERSION"));
     }
-    let said = crate::run::tool("containerd", &["--version"]).unwrap_or_default();
+    let said = crate::run::tool(process.name, &["--version"]).unwrap_or_default();
     said.split_whitespace()
         .find(|word| word.starts_with(|c: char| c.is_ascii_digit() || c == 'v'))
         .unwrap_or("?")

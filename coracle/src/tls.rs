@@ -33,8 +33,16 @@ pub fn identity(certificate: &Path, key: &Path) -> Result<(Vec<CertificateDer<'s
 
 /// How the administrator speaks to the cluster's processes.
 pub fn admin(cluster: &Cluster) -> Result<Arc<rustls::ClientConfig>> {
-    let pki = cluster.pki_dir();
-    let (chain, key) = identity(&pki.join("admin.crt"), &pki.join("admin.key"))?;
+    client(&cluster.pki_dir(), "admin")
+}
+
+/// How the administrator speaks to etcd.
+pub fn etcd(cluster: &Cluster) -> Result<Arc<rustls::ClientConfig>> {
+    client(&cluster.pki_dir().join("etcd"), "healthcheck-client")
+}
+
+fn client(pki: &Path, name: &str) -> Result<Arc<rustls::ClientConfig>> {
+    let (chain, key) = identity(&pki.join(format!("{name}.crt")), &pki.join(format!("{name}.key")))?;
     let config = rustls::ClientConfig::builder().with_root_certificates(roots(&pki.join("ca.crt"))?).with_client_auth_cert(chain, key)?;
     Ok(Arc::new(config))
 }

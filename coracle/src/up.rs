@@ -13,10 +13,10 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, ListParams};
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::cluster::{Cluster, DEFAULT_NAME, Options, ROOT, check_name, free_network};
+use crate::cluster::{Cluster, DEFAULT_NAME, Options, ROOT, Store as StateStore, check_name, free_network};
 use crate::image::{own, store::Store};
 use crate::run::tool_with_input;
-use crate::{doctor, host, kubeconfig, machine, pki, tls};
+use crate::{doctor, host, kubeconfig, machine, migrate, pki, tls};
 
 #[derive(Debug, clap::Args)]
 pub struct UpArgs {
@@ -29,6 +29,9 @@ pub struct UpArgs {
     /// One more flag for a program, as PROGRAM=--FLAG=VALUE; can be repeated; taken when the cluster is made
     #[arg(long = "flag", value_name = "PROGRAM=--FLAG=VALUE", value_parser = parse_flag)]
     pub flags: Vec<(String, String)>,
+    /// Keep the state in an etcd on the master, not in the embedded store; taken when the cluster is made
+    #[arg(long)]
+    pub etcd: bool,
     /// Leave the quick start out
     #[arg(long)]
     pub bare: bool,
@@ -47,10 +50,10 @@ const QUICKSTART_PORT: u16 = 30080;
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";
 
 /// Prints what is done, with the seconds since the start.
-struct Progress(Instant);
+pub struct Progress(pub Instant);
 
 impl Progress {
-    fn say(&self, what: &str) {
+    pub fn say(&self, what: &str) {
         println!("{:>6.1}s  {what}", self.0.elapsed().as_secs_f64());
     }
 }
@@ -64,6 +67,10 @@ pub async fn up(args: &UpArgs) -> Result<()> {
     if existed && cluster.machines.iter().all(|machine| machine::is_running(&cluster, machine)) {
         progress.say(&format!("cluster {} is running; making sure that nothing is missing", cluster.name));
     }
+    if cluster.runs_etcd() {
+        doctor::require_etcd()?;
+    }
+    migrate::settle(&mut cluster)?;
     prepare(&cluster, &progress)?;
     start_machines(&cluster, &progress)?;
     await_ready(&cluster, &progress).await?;
@@ -98,13 +105,21 @@ pub fn lock(name: &str) -> Result<Flock<File>> {
 /// The cluster's record, made or extended. Returns whether it was there.
 fn record(args: &UpArgs) -> Result<(Cluster, bool)> {
     if let Some(mut cluster) = Cluster::load(&args.name)? {
+        if args.etcd && cluster.options.store != StateStore::Etcd {
+            bail!("cluster {} keeps its state in {}: move it with `coracle migrate --to etcd`", args.name, cluster.options.store);
+        }
         cluster.set_workers(args.workers.unwrap_or(0));
         cluster.save()?;
         return Ok((cluster, true));
     }
     let taken: Vec<u8> = Cluster::names().iter().filter_map(|name| Cluster::load(name).ok().flatten()).map(|other| other.network).collect();
     let network = free_network(&host::routes()?, &taken)?;
-    let cluster = Cluster::new(&args.name, network, args.workers.unwrap_or(2), Options { flags: args.flags.clone() });
+    if args.etcd {
+        doctor::require_etcd()?;
+    }
+    let store = if args.etcd { StateStore::Etcd } else { StateStore::Embedded };
+    let options = Options { flags: args.flags.clone(), store, moving_to: None };
+    let cluster = Cluster::new(&args.name, network, args.workers.unwrap_or(2), options);
     cluster.save()?;
     Ok((cluster, false))
 }
@@ -140,7 +155,7 @@ fn start_machines(cluster: &Cluster, progress: &Progress) -> Result<()> {
 }
 
 /// Repeats `probe` until it is content or `limit` has passed; the error then says what was missing last.
-async fn wait_for<F>(limit: Duration, mut probe: impl FnMut() -> F) -> Result<()>
+pub async fn wait_for<F>(limit: Duration, mut probe: impl FnMut() -> F) -> Result<()>
 where
     F: Future<Output = Result<()>>,
 {
@@ -154,7 +169,7 @@ where
     }
 }
 
-async fn await_ready(cluster: &Cluster, progress: &Progress) -> Result<()> {
+pub async fn await_ready(cluster: &Cluster, progress: &Progress) -> Result<()> {
     let config = tls::admin(cluster)?;
     let address = cluster.address(cluster.master());
     let hint = || format!("the API server is not ready; see `coracle logs kube-apiserver --name {}`", cluster.name);

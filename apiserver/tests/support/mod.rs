@@ -1,6 +1,8 @@
 //! A real server for tests: certificates, the binary, a client.
 #![allow(dead_code)]
 
+pub mod etcd;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

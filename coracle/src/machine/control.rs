@@ -18,6 +18,15 @@ pub enum Request {
     Start(String),
     /// SIGKILL, as a crash; the supervisor starts it again.
     Kill(String),
+    /// Runs these programs and no others. One that runs with other words goes on; the new ones count from its next start.
+    Configure(Vec<Program>),
+}
+
+/// A process as the supervisor knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    pub name: String,
+    pub argv: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ pub fn plan(cluster: &Cluster, machine: &Machine, resolv_conf: &str, resource_ca
 pub fn write(cluster: &Cluster, machine: &Machine) -> Result<()> {
     let dir = cluster.machine_dir(machine);
     for folder in
-        ["etc/cni/net.d", "etc/kubernetes/pki", "overlay", "log/coracle", "lib/containerd", "lib/kubelet", "lib/cni", "lib/coracle/images"]
+        ["etc/cni/net.d", "etc/kubernetes/pki/etcd", "overlay", "log/coracle", "lib/containerd", "lib/kubelet", "lib/cni", "lib/coracle/images"]
     {
         fs::create_dir_all(dir.join(folder)).with_context(|| format!("make {folder} of {}", machine.name))?;
     }
@@ -52,7 +52,11 @@ pub fn write(cluster: &Cluster, machine: &Machine) -> Result<()> {
     for file in plan(cluster, machine, &usable, has_resource_capability()) {
         write_file(&dir.join("etc").join(&file.path), file.content.as_bytes(), file.mode)?;
     }
-    for (from, to) in pki::files_of(machine.role, &machine.name) {
+    let mut certificates = pki::files_of(machine.role, &machine.name);
+    if machine.role == Role::Master && cluster.runs_etcd() {
+        certificates.extend(pki::ETCD_FILES.map(|file| (file.to_string(), file.to_string())));
+    }
+    for (from, to) in certificates {
         let mode = if to.ends_with(".key") { 0o600 } else { 0o644 };
         write_file(&dir.join("etc/kubernetes/pki").join(&to), &fs::read(cluster.pki_dir().join(&from))?, mode)?;
     }

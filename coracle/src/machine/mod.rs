@@ -85,6 +85,20 @@ pub fn destroy(cluster: &Cluster, machine: &Machine) -> Result<()> {
 pub fn exec(cluster: &Cluster, machine: &Machine, command: &[String]) -> Result<()> {
     let pid = state(cluster, machine)?.pid.to_string();
     let mut nsenter = Command::new("nsenter");
-    nsenter.args(["--target", &pid, "--net", "--mount", "--uts", "--"]).args(command);
+    nsenter.args(["--target", &pid, "--net", "--mount", "--uts", "--"]).args(command).envs(processes::environment(cluster, machine));
     Err(nsenter.exec()).context("run nsenter")
+}
+
+/// Runs a command inside the machine's namespaces to its end; its standard output.
+pub fn run(cluster: &Cluster, machine: &Machine, command: &[String]) -> Result<String> {
+    let pid = state(cluster, machine)?.pid.to_string();
+    let mut words: Vec<&str> = vec!["--target", &pid, "--net", "--mount", "--uts", "--"];
+    words.extend(command.iter().map(String::as_str));
+    crate::run::tool("nsenter", &words)
+}
+
+/// Tells the machine's supervisor which processes there are now.
+pub fn configure(cluster: &Cluster, machine: &Machine) -> Result<()> {
+    let programs = processes::of(cluster, machine, &crate::up::programs()?).iter().map(processes::Process::program).collect();
+    control::ask(&cluster.socket(machine), &Request::Configure(programs)).map(drop)
 }

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::cluster::{API_PORT, CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, IMAGE_PORT, Machine, PAUSE_IMAGE, POD_CIDR, Role, SERVICE_CIDR};
+use crate::cluster::{
+    API_PORT, CLUSTER_DNS, CLUSTER_DOMAIN, Cluster, ETCD_PORT, IMAGE_PORT, Machine, PAUSE_IMAGE, POD_CIDR, Role, SERVICE_CIDR, Store,
+};
+use crate::machine::control::Program;
 use crate::machine::files::PKI;
 
 /// How `status` asks a process how it is.
@@ -10,6 +13,8 @@ use crate::machine::files::PKI;
 pub enum Health {
     /// GET over TLS at the machine's address, with the administrator's certificate.
     Https { port: u16, path: &'static str },
+    /// The same with etcd's own authority and certificate.
+    Etcd,
     /// The socket accepts connections; a path on the machine.
     Socket(&'static str),
 }
@@ -21,19 +26,29 @@ pub struct Process {
     pub health: Health,
 }
 
+impl Process {
+    /// What the supervisor must know of it.
+    pub fn program(&self) -> Program {
+        Program { name: self.name.into(), argv: self.argv.clone() }
+    }
+}
+
+/// Programs that are the host's, not ours.
+pub const FROM_HOST: [&str; 2] = ["containerd", "etcd"];
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// The machine's processes in starting order. `bin` is the folder of our own programs.
 pub fn of(cluster: &Cluster, machine: &Machine, bin: &Path) -> Vec<Process> {
     let mut processes = vec![containerd()];
     if machine.role == Role::Master {
+        processes.extend(cluster.runs_etcd().then(|| etcd(cluster)));
         processes.extend([image_server(cluster), api_server(cluster), controller_manager(cluster), scheduler(cluster)]);
     }
     processes.extend([kubelet(cluster, machine), kube_proxy(machine)]);
     for process in &mut processes {
         let extra = cluster.options.flags.iter().filter(|(program, _)| program == process.name).map(|(_, flag)| flag.clone());
         process.argv.extend(extra);
-        if process.name != "containerd" {
+        if !FROM_HOST.contains(&process.name) {
             process.argv[0] = bin.join(&process.argv[0]).to_string_lossy().into_owned();
         }
     }
@@ -77,7 +92,6 @@ fn api_server(cluster: &Cluster) -> Process {
         format!("--secure-port={API_PORT}"),
         "--bind-address=0.0.0.0".into(),
         format!("--advertise-address={address}"),
-        "--data-dir=/var/lib/kube-apiserver".into(),
         format!("--service-cluster-ip-range={SERVICE_CIDR}"),
         "--service-node-port-range=30000-32767".into(),
         format!("--tls-cert-file={PKI}/kube-apiserver.crt"),
@@ -90,7 +104,64 @@ fn api_server(cluster: &Cluster) -> Process {
         format!("--kubelet-client-key={PKI}/apiserver-kubelet-client.key"),
         format!("--kubelet-certificate-authority={PKI}/ca.crt"),
     ];
-    program("kube-apiserver", Health::Https { port: API_PORT, path: "/readyz" }, flags.to_vec())
+    let mut all = store_flags(cluster.options.store == Store::Etcd);
+    all.extend(flags);
+    program("kube-apiserver", Health::Https { port: API_PORT, path: "/readyz" }, all)
+}
+
+/// How the API server's program finds the stores: the embedded one, and etcd if it is asked for.
+pub fn store_flags(with_etcd: bool) -> Vec<String> {
+    let mut flags = vec!["--data-dir=/var/lib/kube-apiserver".into()];
+    if with_etcd {
+        flags.extend([
+            format!("--etcd-servers=https://127.0.0.1:{ETCD_PORT}"),
+            format!("--etcd-cafile={PKI}/etcd/ca.crt"),
+            format!("--etcd-certfile={PKI}/etcd/apiserver-etcd-client.crt"),
+            format!("--etcd-keyfile={PKI}/etcd/apiserver-etcd-client.key"),
+        ]);
+    }
+    flags
+}
+
+/// Flags as kubeadm's, with the one authority for clients and peers.
+fn etcd(cluster: &Cluster) -> Process {
+    let address = cluster.address(cluster.master());
+    let (client, peer) = (format!("https://{address}:{ETCD_PORT}"), format!("https://{address}:2380"));
+    let flags = [
+        "--name=master".into(),
+        "--data-dir=/var/lib/etcd".into(),
+        format!("--listen-client-urls=https://127.0.0.1:{ETCD_PORT},{client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=master={peer}"),
+        "--client-cert-auth=true".into(),
+        format!("--trusted-ca-file={PKI}/etcd/ca.crt"),
+        format!("--cert-file={PKI}/etcd/server.crt"),
+        format!("--key-file={PKI}/etcd/server.key"),
+        "--peer-client-cert-auth=true".into(),
+        format!("--peer-trusted-ca-file={PKI}/etcd/ca.crt"),
+        format!("--peer-cert-file={PKI}/etcd/server.crt"),
+        format!("--peer-key-file={PKI}/etcd/server.key"),
+        "--snapshot-count=10000".into(),
+        "--logger=zap".into(),
+        "--log-level=warn".into(),
+    ];
+    program("etcd", Health::Etcd, flags.to_vec())
+}
+
+/// What commands on the machine find in their environment: `etcdctl` then needs no flags.
+pub fn environment(cluster: &Cluster, machine: &Machine) -> Vec<(&'static str, String)> {
+    if machine.role != Role::Master || !cluster.runs_etcd() {
+        return Vec::new();
+    }
+    vec![
+        ("ETCDCTL_API", "3".into()),
+        ("ETCDCTL_ENDPOINTS", format!("https://127.0.0.1:{ETCD_PORT}")),
+        ("ETCDCTL_CACERT", format!("{PKI}/etcd/ca.crt")),
+        ("ETCDCTL_CERT", format!("{PKI}/etcd/healthcheck-client.crt")),
+        ("ETCDCTL_KEY", format!("{PKI}/etcd/healthcheck-client.key")),
+    ]
 }
 
 fn controller_manager(cluster: &Cluster) -> Process {
@@ -182,8 +253,24 @@ mod tests {
     }
 
     #[test]
+    fn etcd_runs_when_it_holds_the_state_or_will() {
+        for (store, moving_to, runs, used) in [
+            (Store::Embedded, None, false, false),
+            (Store::Embedded, Some(Store::Etcd), true, false),
+            (Store::Etcd, None, true, true),
+            (Store::Etcd, Some(Store::Embedded), true, true),
+        ] {
+            let cluster = Cluster::new("c", 0, 0, Options { store, moving_to, ..Options::default() });
+            let processes = of(&cluster, &cluster.machines[0], Path::new("/bin"));
+            assert_eq!(names(&processes).contains(&"etcd"), runs);
+            let server = processes.iter().find(|process| process.name == "kube-apiserver").unwrap();
+            assert_eq!(server.argv.iter().any(|flag| flag.starts_with("--etcd-servers")), used);
+        }
+    }
+
+    #[test]
     fn extra_flags_reach_their_program_only() {
-        let options = Options { flags: vec![("kubelet".into(), "--v=4".into())] };
+        let options = Options { flags: vec![("kubelet".into(), "--v=4".into())], ..Options::default() };
         let cluster = Cluster::new("c", 0, 0, options);
         for process in of(&cluster, &cluster.machines[0], Path::new("/bin")) {
             assert_eq!(process.argv.contains(&"--v=4".to_string()), process.name == "kubelet", "{}", process.name);

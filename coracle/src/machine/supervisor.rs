@@ -19,8 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Answer, ProcessReport, Request, State};
-use super::processes::Process;
+use super::control::{Answer, Program, ProcessReport, Request, State};
 
 /// Bytes a log may grow to before it is rotated.
 const LOG_LIMIT: u64 = 16 << 20;
@@ -38,11 +37,13 @@ pub fn backoff(failures: u32) -> Duration {
     FIRST_BACKOFF.saturating_mul(1 << failures.min(16)).min(LONGEST_BACKOFF)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Order {
     Stop,
     Start,
     Kill,
+    /// Be started with these words from now on.
+    Become(Vec<String>),
 }
 
 /// Why a process that is down is looked at again.
@@ -56,22 +57,22 @@ enum Woken {
 }
 
 struct Handle {
-    name: &'static str,
+    program: Program,
     commands: mpsc::Sender<Order>,
     report: watch::Receiver<ProcessReport>,
     started: watch::Receiver<Instant>,
 }
 
 /// Runs until cancelled (SIGTERM), then stops every process, the last started first.
-pub async fn run(processes: Vec<Process>, listener: StdListener, logs: PathBuf, shutdown: CancellationToken) -> Result<()> {
+pub async fn run(programs: Vec<Program>, listener: StdListener, logs: PathBuf, shutdown: CancellationToken) -> Result<()> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let handles: Vec<Handle> = processes.into_iter().map(|process| start(process, &logs)).collect();
+    let mut handles: Vec<Handle> = programs.into_iter().map(|program| start(program, &logs)).collect();
     let mut rotation = tokio::time::interval(LOG_PERIOD);
     loop {
         tokio::select! {
             connection = listener.accept() => {
-                if let Err(e) = serve(connection?.0, &handles).await {
+                if let Err(e) = serve(connection?.0, &mut handles, &logs).await {
                     tracing::warn!("control connection: {e:#}");
                 }
             }
@@ -85,12 +86,18 @@ pub async fn run(processes: Vec<Process>, listener: StdListener, logs: PathBuf, 
     Ok(())
 }
 
-async fn serve(stream: UnixStream, handles: &[Handle]) -> Result<()> {
+async fn serve(stream: UnixStream, handles: &mut Vec<Handle>, logs: &Path) -> Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     BufReader::new(reader).read_line(&mut line).await?;
     let request: Request = serde_json::from_str(&line).context("request")?;
-    let error = carry_out(&request, handles).await;
+    let error = match request {
+        Request::Configure(programs) => {
+            configure(programs, handles, logs).await;
+            None
+        }
+        request => carry_out(&request, handles).await,
+    };
     let processes = handles.iter().map(Handle::report).collect();
     let answer = Answer { pid: std::process::id(), processes, error };
     writer.write_all((serde_json::to_string(&answer)? + "\n").as_bytes()).await?;
@@ -100,25 +107,45 @@ async fn serve(stream: UnixStream, handles: &[Handle]) -> Result<()> {
 /// Returns what was wrong with the request, if anything.
 async fn carry_out(request: &Request, handles: &[Handle]) -> Option<String> {
     let (name, what, goal) = match request {
-        Request::Status => return None,
+        Request::Status | Request::Configure(_) => return None,
         Request::Stop(name) => (name, Order::Stop, State::Stopped),
         Request::Start(name) => (name, Order::Start, State::Running),
         Request::Kill(name) => (name, Order::Kill, State::Crashed),
     };
-    match handles.iter().find(|handle| handle.name == name) {
+    match handles.iter().find(|handle| handle.program.name == *name) {
         Some(handle) => order(handle, what, goal).await,
         None => {
-            let known: Vec<&str> = handles.iter().map(|handle| handle.name).collect();
+            let known: Vec<&str> = handles.iter().map(|handle| handle.program.name.as_str()).collect();
             return Some(format!("no process {name:?} on this machine; there are {}", known.join(", ")));
         }
     }
     None
 }
 
+/// Makes `handles` these programs, in their order: ends the others, starts the new ones.
+async fn configure(programs: Vec<Program>, handles: &mut Vec<Handle>, logs: &Path) {
+    let mut before: Vec<Handle> = std::mem::take(handles);
+    for program in programs {
+        let Some(at) = before.iter().position(|handle| handle.program.name == program.name) else {
+            handles.push(start(program, logs));
+            continue;
+        };
+        let mut handle = before.remove(at);
+        if handle.program != program {
+            order(&handle, Order::Become(program.argv.clone()), State::Running).await;
+            handle.program = program;
+        }
+        handles.push(handle);
+    }
+    for handle in before.iter().rev() {
+        order(handle, Order::Stop, State::Stopped).await;
+    }
+}
+
 /// Sends a command and waits until it shows.
 async fn order(handle: &Handle, what: Order, goal: State) {
     let before = handle.report.borrow().restarts;
-    if handle.commands.send(what).await.is_err() {
+    if handle.commands.send(what.clone()).await.is_err() || matches!(what, Order::Become(_)) {
         return;
     }
     let mut report = handle.report.clone();
@@ -127,7 +154,7 @@ async fn order(handle: &Handle, what: Order, goal: State) {
         _ => now.state == goal,
     });
     if tokio::time::timeout(GRACE + Duration::from_secs(2), shown).await.is_err() {
-        tracing::warn!("{}: {what:?} took too long", handle.name);
+        tracing::warn!("{}: {what:?} took too long", handle.program.name);
     }
 }
 
@@ -141,21 +168,21 @@ impl Handle {
     }
 }
 
-fn start(process: Process, logs: &Path) -> Handle {
+fn start(program: Program, logs: &Path) -> Handle {
     let (commands, inbox) = mpsc::channel(4);
     let first =
-        ProcessReport { name: process.name.into(), state: State::Crashed, pid: None, restarts: 0, uptime_seconds: 0, last_end: None };
+        ProcessReport { name: program.name.clone(), state: State::Crashed, pid: None, restarts: 0, uptime_seconds: 0, last_end: None };
     let (report_sender, report) = watch::channel(first);
     let (started_sender, started) = watch::channel(Instant::now());
-    let handle = Handle { name: process.name, commands, report, started };
-    let keeper = Keeper { log: logs.join(format!("{}.log", process.name)), process, inbox, report: report_sender, started: started_sender };
+    let handle = Handle { program: program.clone(), commands, report, started };
+    let keeper = Keeper { log: logs.join(format!("{}.log", program.name)), program, inbox, report: report_sender, started: started_sender };
     tokio::spawn(keeper.keep());
     handle
 }
 
 /// Keeps one process running.
 struct Keeper {
-    process: Process,
+    program: Program,
     log: PathBuf,
     inbox: mpsc::Receiver<Order>,
     report: watch::Sender<ProcessReport>,
@@ -185,16 +212,16 @@ impl Keeper {
 
     fn spawn(&mut self) -> Result<Child> {
         let log = File::options().create(true).append(true).open(&self.log)?;
-        let child = Command::new(&self.process.argv[0])
-            .args(&self.process.argv[1..])
+        let child = Command::new(&self.program.argv[0])
+            .args(&self.program.argv[1..])
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("start {}", self.process.argv[0]))?;
+            .with_context(|| format!("start {}", self.program.argv[0]))?;
         self.started.send_replace(Instant::now());
-        tracing::info!("{} started, pid {:?}", self.process.name, child.id());
+        tracing::info!("{} started, pid {:?}", self.program.name, child.id());
         self.report.send_modify(|report| {
             report.state = State::Running;
             report.pid = child.id();
@@ -213,6 +240,7 @@ impl Keeper {
                 }
                 command = self.inbox.recv() => match command {
                     Some(Order::Start) => {}
+                    Some(Order::Become(argv)) => self.program.argv = argv,
                     Some(Order::Kill) => signal(&child, Signal::SIGKILL),
                     Some(Order::Stop) | None => {
                         self.stop(&mut child).await;
@@ -249,13 +277,14 @@ impl Keeper {
                     self.report.send_modify(|report| report.state = State::Stopped);
                 }
                 Some(Order::Kill) => {}
+                Some(Order::Become(argv)) => self.program.argv = argv,
                 None => return Woken::Leaving,
             }
         }
     }
 
     fn ended(&self, how: String, state: State) {
-        tracing::info!("{} ended: {how}", self.process.name);
+        tracing::info!("{} ended: {how}", self.program.name);
         self.report.send_modify(|report| {
             report.restarts += u32::from(state == State::Crashed);
             report.state = state;
@@ -294,7 +323,6 @@ fn rotate(path: &Path, limit: u64) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::machine::control;
-    use crate::machine::processes::Health;
 
     #[test]
     fn backoff_doubles_up_to_its_limit() {
@@ -318,7 +346,7 @@ mod tests {
     async fn supervised(dir: &Path) -> PathBuf {
         let socket = dir.join("s.sock");
         let listener = StdListener::bind(&socket).unwrap();
-        let sleep = Process { name: "sleep", argv: vec!["sleep".into(), "1000".into()], health: Health::Socket("") };
+        let sleep = Program { name: "sleep".into(), argv: vec!["sleep".into(), "1000".into()] };
         tokio::spawn(run(vec![sleep], listener, dir.to_path_buf(), CancellationToken::new()));
         socket
     }
@@ -355,6 +383,24 @@ mod tests {
         assert_eq!((stopped.state, stopped.pid), (State::Stopped, None));
         let started = ask(&socket, Request::Start("sleep".into())).await;
         assert_eq!((started.state, started.restarts), (State::Running, 1));
+        ask(&socket, Request::Stop("sleep".into())).await;
+    }
+
+    #[tokio::test]
+    async fn a_new_table_ends_what_it_lacks_and_starts_what_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = supervised(dir.path()).await;
+        until(&socket, |report| report.state == State::Running).await;
+        let program = |name: &str, seconds: &str| Program { name: name.into(), argv: vec!["sleep".into(), seconds.into()] };
+        let other = ask(&socket, Request::Configure(vec![program("other", "1001"), program("sleep", "1002")])).await;
+        assert_eq!(other.name, "other");
+        until(&socket, |report| report.state == State::Running).await;
+        let only = ask(&socket, Request::Configure(vec![program("sleep", "1002")])).await;
+        assert_eq!((only.name.as_str(), only.restarts), ("sleep", 0), "it was left alone");
+        ask(&socket, Request::Kill("sleep".into())).await;
+        let pid = until(&socket, |report| report.state == State::Running).await.pid.unwrap();
+        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert_eq!(words, "sleep\01002\0", "the next start has the new words");
         ask(&socket, Request::Stop("sleep".into())).await;
     }
 

@@ -206,7 +206,7 @@ impl Shared {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let harmless = never_sent(&error) || repeat == Repeat::Always && code(&error) == Code::Unavailable;
+            let harmless = never_sent(&error) || repeat == Repeat::Always && is_away(&error);
             if !harmless || Instant::now() > deadline {
                 return Err(interpret(doing, error));
             }
@@ -418,6 +418,11 @@ fn code(error: &etcd_client::Error) -> Code {
     }
 }
 
+/// The connection broke, or etcd has no leader. A broken connection shows as "cancelled" or "unknown" too.
+fn is_away(error: &etcd_client::Error) -> bool {
+    matches!(code(error), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal)
+}
+
 /// No connection could be made, so nothing was sent.
 fn never_sent(error: &etcd_client::Error) -> bool {
     let etcd_client::Error::GRpcStatus(status) = error else { return false };
@@ -440,7 +445,7 @@ fn interpret(doing: &str, error: etcd_client::Error) -> Failure {
     Failure::Store(match code(&error) {
         Code::OutOfRange => return Failure::OutOfRange { compacted: said.contains("compacted") },
         Code::NotFound => return Failure::NoLease,
-        Code::DeadlineExceeded | Code::Cancelled => StoreError::TimedOut { doing },
+        Code::DeadlineExceeded => StoreError::TimedOut { doing },
         Code::InvalidArgument | Code::ResourceExhausted | Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition => {
             StoreError::Refused { why: said }
         }

@@ -168,7 +168,7 @@ fn make_pki(dir: &Path) -> Result<PathBuf> {
         file: "server".into(),
         common_name: "server".into(),
         organization: None,
-        server: true,
+        usage: pki::Usage::Server,
         dns: vec!["localhost".into(), "kubernetes.default.svc".into()],
         addresses: vec![loopback],
     };
@@ -176,7 +176,7 @@ fn make_pki(dir: &Path) -> Result<PathBuf> {
         file: file.into(),
         common_name: name.into(),
         organization,
-        server: false,
+        usage: pki::Usage::Client,
         dns: Vec::new(),
         addresses: Vec::new(),
     };
