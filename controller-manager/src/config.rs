@@ -6,6 +6,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use machinery::shell::CommonArgs;
 
+use crate::controllers::load_balancer::Range;
+
 #[derive(clap::Parser, Debug, Clone)]
 #[command(name = "kube-controller-manager", about = "Runs the control loops that move the cluster to the state wished for")]
 pub struct Config {
@@ -24,6 +26,11 @@ pub struct Config {
     /// Addresses of services, which no node may get
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub service_cluster_ip_range: Vec<IpNet>,
+
+    /// Addresses for Services of type LoadBalancer, as 192.0.2.10-192.0.2.19 or 192.0.2.16/28, which the network routes to the nodes;
+    /// without it they get the nodes' own
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    pub load_balancer_pool: Vec<Range>,
 
     /// CA published to every namespace as kube-root-ca.crt, so that pods can trust the API server
     #[arg(long, value_name = "FILE")]

@@ -220,9 +220,13 @@ fn is_ready(node: &Node) -> bool {
     conditions.is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
 }
 
-/// A kubelet may not give itself this label (NodeRestriction), so the administrator does, as kubeadm would.
+/// A kubelet may not give itself these labels (NodeRestriction), so the administrator does, as kubeadm would.
 fn label_master(cluster: &Cluster) -> Result<()> {
-    kubectl(cluster, &["label", "node", &cluster.master().name, &format!("{CONTROL_PLANE_LABEL}="), "--overwrite"], "").map(drop)
+    let role = format!("{CONTROL_PLANE_LABEL}=");
+    let mut words = vec!["label", "node", &cluster.master().name, &role, "--overwrite"];
+    // Alone, the master takes outside traffic too.
+    words.extend((cluster.machines.len() > 1).then_some("node.kubernetes.io/exclude-from-external-load-balancers="));
+    kubectl(cluster, &words, "").map(drop)
 }
 
 fn apply(cluster: &Cluster, manifest: &str) -> Result<()> {

@@ -129,8 +129,9 @@ impl<'a> Compiler<'a> {
         for (index, endpoint) in endpoints.iter().enumerate() {
             let id = format!("{}/{}", self.name, endpoint_name(endpoint));
             let (set, chain) = (format!("affinity-{id}"), format!("endpoint-{id}"));
-            self.fragment.sets.insert(set.clone(), format!("type {address}; flags dynamic,timeout; timeout {seconds}s;"));
-            let remember = format!("update @{set} {{ {} saddr }}", self.family);
+            // The rule has the timeout, so that another one needs no other set and forgets nobody.
+            self.fragment.sets.insert(set.clone(), format!("type {address}; flags dynamic,timeout;"));
+            let remember = format!("update @{set} {{ {} saddr timeout {seconds}s }}", self.family);
             let dnat = format!("meta l4proto {} dnat to {}", self.port.protocol, target(endpoint));
             self.chain(chain.clone(), vec![remember, dnat]);
             rules.push(format!("{} saddr @{set} goto {chain}", self.family));

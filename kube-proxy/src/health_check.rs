@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use api::Key;
 use machinery::CancellationToken;
@@ -25,9 +25,10 @@ struct Listener {
     token: CancellationToken,
 }
 
-#[derive(Default)]
 pub struct HealthChecks {
     listeners: HashMap<Key, Listener>,
+    /// Are the rules in the kernel those that are wanted?
+    healthy: Arc<AtomicBool>,
 }
 
 impl Drop for Listener {
@@ -37,6 +38,10 @@ impl Drop for Listener {
 }
 
 impl HealthChecks {
+    pub fn new(healthy: Arc<AtomicBool>) -> Self {
+        HealthChecks { listeners: HashMap::new(), healthy }
+    }
+
     /// Makes the service's listener what is wanted; `None`: it needs none.
     pub async fn ensure(&mut self, service: &Key, wanted: Option<Wanted>) {
         let Some(wanted) = wanted else {
@@ -54,19 +59,27 @@ impl HealthChecks {
         };
         let local_endpoints = Arc::new(AtomicUsize::new(wanted.local_endpoints));
         let token = CancellationToken::new();
-        tokio::spawn(serve(socket, service.clone(), local_endpoints.clone(), token.clone()));
+        let state = State { service: service.clone(), endpoints: local_endpoints.clone(), healthy: self.healthy.clone() };
+        tokio::spawn(serve(socket, state, token.clone()));
         self.listeners.insert(service.clone(), Listener { port: wanted.port, local_endpoints, token });
     }
 }
 
-async fn serve(socket: TcpListener, service: Key, endpoints: Arc<AtomicUsize>, token: CancellationToken) {
+/// What an answer depends on.
+struct State {
+    service: Key,
+    endpoints: Arc<AtomicUsize>,
+    healthy: Arc<AtomicBool>,
+}
+
+async fn serve(socket: TcpListener, state: State, token: CancellationToken) {
     loop {
         let stream = tokio::select! {
             accepted = socket.accept() => accepted,
             () = token.cancelled() => return,
         };
         if let Ok((stream, _)) = stream {
-            let answer = answer(&service, endpoints.load(Ordering::Relaxed));
+            let answer = answer(&state.service, state.endpoints.load(Ordering::Relaxed), state.healthy.load(Ordering::Relaxed));
             tokio::spawn(async move {
                 // A client that hangs up early does not matter.
                 drop(tokio::time::timeout(std::time::Duration::from_secs(5), reply(stream, answer)).await);
@@ -83,17 +96,32 @@ async fn reply(mut stream: TcpStream, answer: String) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-fn answer(service: &Key, local_endpoints: usize) -> String {
+fn answer(service: &Key, local_endpoints: usize, healthy: bool) -> String {
     let body = serde_json::json!({
         "service": {"namespace": service.namespace, "name": service.name},
         "localEndpoints": local_endpoints,
-        "serviceProxyHealthy": true,
+        "serviceProxyHealthy": healthy,
     })
     .to_string();
-    let status = if local_endpoints > 0 { "200 OK" } else { "503 Service Unavailable" };
+    let status = if local_endpoints > 0 && healthy { "200 OK" } else { "503 Service Unavailable" };
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nX-Load-Balancing-Endpoint-Weight: {local_endpoints}\r\n\
          Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_well_if_it_has_endpoints_and_rules() {
+        let service = Key::new("default", "web");
+        for (endpoints, healthy, status) in [(2, true, "200 OK"), (0, true, "503 Service Unavailable"), (2, false, "503 Service Unavailable")] {
+            let text = answer(&service, endpoints, healthy);
+            assert!(text.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{text}");
+            assert!(text.contains(&format!("\"localEndpoints\":{endpoints}")) && text.contains(&format!("\"serviceProxyHealthy\":{healthy}")), "{text}");
+        }
+    }
 }

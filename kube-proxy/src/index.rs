@@ -91,7 +91,6 @@ impl Index {
 fn health(service: Option<&Service>, ports: &[Port]) -> Option<Wanted> {
     let spec = service?.spec.as_ref()?;
     let port = u16::try_from(spec.health_check_node_port?).ok().filter(|p| *p > 0)?;
-    let local = ports.iter().flat_map(|p| &p.endpoints.local).map(|e| e.ip);
-    let local: std::collections::BTreeSet<_> = local.collect();
-    (spec.external_traffic_policy.as_deref() == Some("Local")).then_some(Wanted { port, local_endpoints: local.len() })
+    let local_endpoints = ports.iter().map(|p| p.endpoints.ready_here).max().unwrap_or(0);
+    (spec.external_traffic_policy.as_deref() == Some("Local")).then_some(Wanted { port, local_endpoints })
 }

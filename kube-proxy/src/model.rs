@@ -88,6 +88,8 @@ pub struct Endpoints {
     pub cluster: Vec<Endpoint>,
     /// For traffic under policy Local.
     pub local: Vec<Endpoint>,
+    /// How many of this node are ready: what a load balancer that checks the node's health wants to know.
+    pub ready_here: usize,
 }
 
 /// An endpoint of a slice as it stands there.
@@ -202,7 +204,11 @@ fn usable(candidates: &[Candidate], place: &Place) -> Endpoints {
         Some(zone) if all.iter().all(|c| !c.zones.is_empty()) => all.iter().copied().filter(|c| c.zones.contains(zone)).collect(),
         _ => Vec::new(),
     };
-    Endpoints { cluster: endpoints(if near.is_empty() { all } else { near }), local: endpoints(pick(&|c| c.endpoint.local)) }
+    Endpoints {
+        cluster: endpoints(if near.is_empty() { all } else { near }),
+        local: endpoints(pick(&|c| c.endpoint.local)),
+        ready_here: candidates.iter().filter(|c| c.ready && c.endpoint.local).count(),
+    }
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl Proxy {
             shared: Arc::new(Shared { index: Mutex::default(), place: Mutex::new(place), wake: Notify::new() }),
             v4: Table::new(Family::V4),
             v6: Path::new("/proc/net/if_inet6").exists().then(|| Table::new(Family::V6)),
-            checks: HealthChecks::default(),
+            checks: HealthChecks::new(synced.clone()),
             synced,
             notes: Arc::new(Semaphore::new(CONCURRENT_NOTES)),
         }

@@ -239,6 +239,52 @@ fn affinity_sticks() {
 }
 
 #[test]
+fn affinity_ends_with_its_timeout_and_takes_a_new_one() {
+    let mut lab = Lab::new();
+    let sticky = |seconds: i32| {
+        spec(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}))
+    };
+    lab.set(sticky(600), ready(&[POD1, POD2]));
+    let first = lab.who("client", NODE_PORT);
+    assert_eq!(first.len(), 1);
+    lab.set(sticky(1), ready(&[POD1, POD2]));
+    assert_eq!(lab.who("client", NODE_PORT), first, "a change of the timeout forgets nobody");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        std::thread::sleep(Duration::from_millis(1100));
+        if lab.who("client", NODE_PORT) != first {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the client sticks for ever");
+    }
+}
+
+#[test]
+fn balancer_and_external_addresses() {
+    let mut lab = Lab::new();
+    let balanced = |extra: Value| {
+        let mut spec = spec(json!({"type": "LoadBalancer", "ingress": [{"ip": "203.0.113.9", "ipMode": "VIP"}, {"ip": "192.0.2.1", "ipMode": "VIP"}], "externalIPs": ["203.0.113.10"]}));
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        spec
+    };
+    let both = || vec![endpoint(POD1, "n1", "ready"), endpoint(POD2, "n2", "ready")];
+    lab.set(balanced(json!({})), both());
+    for address in ["203.0.113.9:80", "203.0.113.10:80", "192.0.2.1:80"] {
+        assert_eq!(lab.who("client", address), names(&["pod1", "pod2"]), "{address}");
+        assert_eq!(lab.who("pod1", address), names(&["pod1", "pod2"]), "{address}");
+    }
+    lab.set(balanced(json!({"externalTrafficPolicy": "Local"})), both());
+    assert_eq!(lab.tcp("client", "203.0.113.9:80").unwrap(), "pod1 192.0.2.2", "the client is seen");
+    lab.set(balanced(json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]})), both());
+    assert_eq!(lab.who("client", "203.0.113.9:80").len(), 2);
+    lab.set(balanced(json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]})), both());
+    assert_eq!(lab.tcp("client", "203.0.113.9:80").unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    assert_eq!(lab.who("client", "203.0.113.10:80").len(), 2, "the ranges are for the balancer's addresses");
+    lab.set(balanced(json!({"ingress": [{"ip": "203.0.113.9", "ipMode": "Proxy"}]})), both());
+    assert!(lab.tcp("client", "203.0.113.9:80").is_err(), "a proxy's address is its own affair");
+}
+
+#[test]
 fn udp_moves_to_the_new_endpoint() {
     let mut lab = Lab::new();
     let udp = || json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80, "protocol": "UDP"}]});

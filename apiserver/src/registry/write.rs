@@ -1,7 +1,7 @@
 //! Create and update: the one pipeline every write of every kind passes.
 //!
 //! Bodies come in decoded, in the request's version. Order: default → convert to the storage version → system metadata → prepare →
-//! mutating admission → normalise → validate → validating admission → addresses → compare-and-swap.
+//! mutating admission → normalise → addresses → validate → validating admission → compare-and-swap.
 //! Upstream counterparts: `registry/rest/{create,update}.go`, `registry/generic/registry/store.go` (v1.33).
 
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use auth::authz::escalation;
 use kinds::Kind;
 use serde_json::{Value, json};
 
+use super::addresses::Lease;
 use super::record::Record;
 use super::reviews::user_info;
 use super::tree::{self, text};
@@ -70,26 +71,24 @@ impl Registry {
         let kind = target.storage();
         kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
         kind.strategy.prepare_for_create(kind, &mut object);
-        let (object, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
+        let (lease, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
             let mut errors = kinds::validate_object_meta(kind, object);
             errors.extend(kind.strategy.validate(kind, object));
             errors
         })
         .await?;
-        for warning in kind.strategy.warnings(&object).into_iter().chain(outcome.warnings.clone()) {
+        for warning in kind.strategy.warnings(&lease.object).into_iter().chain(outcome.warnings.clone()) {
             caller.warn(warning);
         }
-        let key = tree::key_of(&object);
+        let key = tree::key_of(&lease.object);
         if let Some(record) = self.records(kind)?.get(&key) {
             return Err(exists(target, &record));
         }
-        let lease = self.addresses.assign(&self.cache, kind, &object, None)?;
-        let object = lease.object;
         if options.dry_run {
-            return self.imagined(kind, &key, &object, 0);
+            return self.imagined(kind, &key, &lease.object, 0);
         }
         self.charge(&outcome).await?;
-        let record = match self.commit(kind, &key, &object, Expect::Absent).await {
+        let record = match self.commit(kind, &key, &lease.object, Expect::Absent).await {
             Ok(record) => record,
             Err(StoreError::Conflict { .. }) => return Err(Status::already_exists(&target.resource(), &key.name)),
             Err(error) => return Err(unavailable(error)),
@@ -138,7 +137,7 @@ impl Registry {
             Part::Status => kind.strategy.prepare_for_status_update(kind, &mut new, &old),
             Part::Raw => {}
         }
-        let (new, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
+        let (lease, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
             let mut errors = kinds::validate_object_meta_update(new, &old);
             errors.extend(match part {
                 Part::Main => kind.strategy.validate_update(kind, new, &old),
@@ -149,10 +148,9 @@ impl Registry {
         })
         .await?;
         if part == Part::Main {
-            kind.strategy.warnings(&new).into_iter().for_each(|w| caller.warn(w));
+            kind.strategy.warnings(&lease.object).into_iter().for_each(|w| caller.warn(w));
         }
         outcome.warnings.iter().for_each(|w| caller.warn(w.clone()));
-        let lease = self.addresses.assign(&self.cache, kind, &new, Some(&old))?;
         if lease.object == old {
             return Ok(Some(stored.clone()));
         }
@@ -214,7 +212,7 @@ impl Registry {
     async fn admit(
         &self, caller: &Caller, target: &Target, operation: Operation, object: Value, old: Option<&Value>, options: &WriteOptions,
         validate: impl Fn(&Value) -> Vec<FieldError>,
-    ) -> Result<(Value, Outcome), Status> {
+    ) -> Result<(Lease, Outcome), Status> {
         let mut tries = 0;
         loop {
             match self.admit_once(caller, target, operation, object.clone(), old, options, &validate) {
@@ -232,7 +230,7 @@ impl Registry {
     fn admit_once(
         &self, caller: &Caller, target: &Target, operation: Operation, mut object: Value, old: Option<&Value>, options: &WriteOptions,
         validate: &impl Fn(&Value) -> Vec<FieldError>,
-    ) -> Result<(Value, Outcome), Refusal> {
+    ) -> Result<(Lease, Outcome), Refusal> {
         let kind = target.storage();
         let (resource, body) = (kind.group_resource(), kind.group_kind());
         let name = if target.key.name.is_empty() { text(&object, "/metadata/name").to_owned() } else { target.key.name.clone() };
@@ -242,16 +240,18 @@ impl Registry {
         if text(&object, "/metadata/name").is_empty() && !text(&object, "/metadata/generateName").is_empty() {
             tree::meta(&mut object).insert("name".into(), name.clone().into());
         }
-        let errors = validate(&object);
+        let lease = self.addresses.assign(&self.cache, kind, &object, old)?;
+        let object = &lease.object;
+        let errors = validate(object);
         if !errors.is_empty() {
-            return Err(Status::invalid(&body, text(&object, "/metadata/name"), errors).into());
+            return Err(Status::invalid(&body, text(object, "/metadata/name"), errors).into());
         }
         if kind.group == "rbac.authorization.k8s.io" {
-            let write = escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: &object, old };
+            let write = escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: object, old };
             escalation::check(&write, &self.authorizer)?;
         }
-        let outcome = admission::validate(&request, &object)?;
-        Ok((object, outcome))
+        let outcome = admission::validate(&request, object)?;
+        Ok((lease, outcome))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use api::key::Key;
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use machinery::{Informer, Next, WorkQueue};
 use parking_lot::Mutex;
@@ -265,15 +265,20 @@ fn endpoint(service: &Service, pod: &Pod, family: &str, zone: &dyn Fn(&str) -> O
     let address = endpoints::addresses(pod).into_iter().find(|address| address.is_ipv6() == (family == "IPv6"))?;
     let (serving, terminating) = (pods::is_ready(pod), meta::is_deleting(pod));
     let node = Some(pods::node(pod).to_owned()).filter(|node| !node.is_empty());
+    let zone = node.as_deref().and_then(zone);
+    let ready = endpoints::publishes_not_ready(service) || (serving && !terminating);
+    let close = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref()) == Some("PreferClose");
+    let hints = zone.clone().filter(|_| close && ready).map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), ..EndpointHints::default() });
     Some(Endpoint {
         addresses: vec![address.to_string()],
         conditions: Some(EndpointConditions {
-            ready: Some(endpoints::publishes_not_ready(service) || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: endpoints::hostname(service, pod),
-        zone: node.as_deref().and_then(zone),
+        zone,
+        hints,
         node_name: node,
         target_ref: Some(endpoints::target(pod)),
         ..Endpoint::default()
@@ -334,6 +339,8 @@ fn new_slice(service: &Service, (family, ports): &Group, endpoints: Vec<Endpoint
 mod tests {
     use super::*;
     use crate::shared::endpoints::fixtures::{backend, service};
+    use k8s_openapi::api::core::v1::{Container, ContainerPort};
+    use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
     fn planned(members: &[Arc<Pod>], existing: &[EndpointSlice]) -> Plan {
         let existing: Vec<_> = existing.iter().cloned().map(Arc::new).collect();
@@ -362,6 +369,36 @@ mod tests {
         assert_eq!(states, [(true, true, false), (false, false, false), (false, true, true)]);
         assert_eq!(plan.create[0].ports.as_ref().unwrap()[0].port, Some(8080));
         assert_eq!(plan.create[0].endpoints[0].zone.as_deref(), Some("z1"));
+    }
+
+    #[test]
+    fn named_ports_may_differ_from_pod_to_pod() {
+        let mut service = service("web");
+        let mut pods = Vec::new();
+        service.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].target_port = Some(IntOrString::String("http".into()));
+        for (name, ip, port) in [("a", "10.0.0.1", 8080), ("b", "10.0.0.2", 8081), ("c", "10.0.0.3", 8080)] {
+            let mut pod = (*backend(name, ip).ready(1).arc()).clone();
+            let ports = vec![ContainerPort { name: Some("http".into()), container_port: port, ..ContainerPort::default() }];
+            pod.spec.as_mut().unwrap().containers = vec![Container { ports: Some(ports), ..Container::default() }];
+            pods.push(Arc::new(pod));
+        }
+        let plan = plan(&service, &pods, &[], &|_| None);
+        let mut found: Vec<_> = plan.create.iter().map(|slice| (slice.ports.as_ref().unwrap()[0].port.unwrap(), slice.endpoints.len())).collect();
+        found.sort_unstable();
+        assert_eq!(found, [(8080, 2), (8081, 1)]);
+    }
+
+    #[test]
+    fn close_endpoints_are_hinted_when_the_service_prefers_them() {
+        let mut near = service("web");
+        near.spec.as_mut().unwrap().traffic_distribution = Some("PreferClose".into());
+        let pods = [backend("a", "10.0.0.1").ready(1).arc(), backend("b", "10.0.0.2").arc()];
+        let zones = |service: &Service| -> Vec<Option<String>> {
+            let plan = plan(service, &pods, &[], &|_| Some("z1".into()));
+            plan.create[0].endpoints.iter().map(|e| Some(e.hints.as_ref()?.for_zones.as_ref()?[0].name.clone())).collect()
+        };
+        assert_eq!(zones(&near), [Some("z1".to_owned()), None]);
+        assert_eq!(zones(&service("web")), [None, None]);
     }
 
     #[test]

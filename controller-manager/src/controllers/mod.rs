@@ -8,8 +8,10 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod endpointslice_mirroring;
 pub mod garbage_collector;
 pub mod job;
+pub mod load_balancer;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -54,6 +56,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("disruption-controller", disruption::run),
     row!("endpoints-controller", endpoints::run),
     row!("endpointslice-controller", endpointslice::run),
+    row!("endpointslice-mirroring-controller", endpointslice_mirroring::run),
     row!("garbage-collector-controller", garbage_collector::run),
     row!("job-controller", job::run),
     row!("namespace-controller", namespace::run),
@@ -65,6 +68,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("replicaset-controller", replicaset::run),
     row!("replicationcontroller-controller", replication::run),
     row!("root-ca-certificate-publisher-controller", root_ca::run),
+    row!("service-lb-controller", load_balancer::run),
     row!("serviceaccount-controller", serviceaccount::run),
     row!("serviceaccount-token-controller", token_secrets::run),
     row!("statefulset-controller", statefulset::run),

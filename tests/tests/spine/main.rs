@@ -10,6 +10,7 @@ mod healing;
 mod lifecycle;
 mod network;
 mod rollout;
+mod services;
 mod streams;
 mod verbs;
 
@@ -99,6 +100,9 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         configuration::service_account_token_works,
         network::names_and_services,
         network::loaded_image_runs,
+        services::addresses_and_ports_come_and_go,
+        services::load_balancer_and_policies,
+        services::affinity_headless_and_hand_made,
         errors::bad_input_is_refused_and_not_stored,
         errors::permissions_are_asked,
         rollout::history_and_undo,
