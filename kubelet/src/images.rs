@@ -1,4 +1,4 @@
-//! Images: presence, pulls by policy, back-off after failures, credentials.
+//! Images: presence, pulls by policy, back-off after failures. Credentials: `keyring`.
 //!
 //! A pull runs in its own task, so that a pod being deleted does not wait for it; its end wakes the pod.
 //! Upstream: `pkg/kubelet/images/image_manager.go`, `pkg/credentialprovider`, v1.33.
@@ -7,21 +7,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
 use jiff::Timestamp;
 use k8s_cri::v1::{AuthConfig, Image};
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use machinery::events::Recorder;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::backoff::Backoff;
 use crate::cri::Cri;
+use crate::keyring::Keyring;
 use crate::objects::Objects;
 use crate::plan::Waiting;
 use crate::pod::{ContainerExt, PodExt};
 
 /// Pulls at a time on one node.
 const PARALLEL_PULLS: usize = 8;
+/// When a pod that cannot have its image looks again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How long a failure shows as ErrImagePull before it shows as ImagePullBackOff.
 const SHOW_ERROR: Duration = Duration::from_secs(5);
 
@@ -58,10 +60,50 @@ impl Default for Pulls {
     }
 }
 
-/// `busybox` → `busybox:latest`: what the registry is asked for.
-pub fn with_default_tag(image: &str) -> String {
-    let last = image.rsplit('/').next().unwrap_or(image);
-    if last.contains(':') || image.contains('@') { image.to_owned() } else { format!("{image}:latest") }
+/// An image's name in full.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Name {
+    /// What the runtime is asked for: as written, with a tag: `busybox:latest`.
+    pub tagged: String,
+    /// What credentials are looked up by: `docker.io/library/busybox`.
+    pub repository: String,
+}
+
+/// Upstream: `parsers.ParseImageName`, `github.com/distribution/reference`. Errors: upstream's text.
+pub fn parse(image: &str) -> Result<Name, String> {
+    let refuse = |why: &str| Err(format!("couldn't parse image name {image:?}: invalid reference format{why}"));
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(rest, digest)| (rest, Some(digest)));
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    let repository = match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" || host.contains(char::is_uppercase) => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    };
+    let path = repository.split_once('/').map_or("", |(_, path)| path);
+    if path.contains(char::is_uppercase) {
+        return refuse(&format!(": repository name ({path}) must be lowercase"));
+    }
+    let tag_fits = |tag: &str| {
+        let first = tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        first && tag.len() <= 128 && tag.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
+    };
+    let digest_fits = |digest: &str| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()));
+    if !path.split('/').all(component_fits) || !tag.is_none_or(tag_fits) || !digest.is_none_or(digest_fits) {
+        return refuse("");
+    }
+    let tagged = if tag.is_some() || digest.is_some() { image.to_owned() } else { format!("{image}:latest") };
+    Ok(Name { tagged, repository })
+}
+
+/// Runs of letters and digits, joined by one dot, one or two underscores, or dashes.
+fn component_fits(part: &str) -> bool {
+    let alphanumeric = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let mut joints = part.split(alphanumeric).filter(|joint| !joint.is_empty());
+    let joins = |joint: &str| matches!(joint, "." | "_" | "__") || joint.chars().all(|c| c == '-');
+    part.starts_with(alphanumeric) && part.ends_with(alphanumeric) && joints.all(joins)
 }
 
 impl Images {
@@ -79,7 +121,13 @@ impl Images {
         pulls: &mut Pulls,
         wake: &Arc<Notify>,
     ) -> Result<Image, Blocked> {
-        let image = with_default_tag(container.image());
+        let image = match parse(container.image()) {
+            Ok(name) => name,
+            Err(why) => {
+                let message = format!("Failed to apply default image tag {:?}: {why}", container.image());
+                return Err(self.refused(about, "InspectFailed", "InvalidImageName", message));
+            }
+        };
         let mut pulled = false;
         match pulls.states.remove(&container.name) {
             None => {}
@@ -98,7 +146,13 @@ impl Images {
                 }
             }
         }
-        let present = self.cri.image_status(&image).await.map_err(|e| inspect_error(&e.to_string()))?;
+        let present = match self.cri.image_status(&image.tagged).await {
+            Ok(present) => present,
+            Err(error) => {
+                let message = format!("Failed to inspect image {:?}: {error}", container.image());
+                return Err(self.refused(about, "InspectFailed", "ImageInspectError", message));
+            }
+        };
         match (container.image_pull_policy.as_deref().unwrap_or("IfNotPresent"), present) {
             (_, Some(found)) if pulled => {
                 pulls.backoff.reset(&container.name);
@@ -110,14 +164,20 @@ impl Images {
             }
             ("Never", None) => {
                 let message = format!("Container image {:?} is not present with pull policy of Never", container.image());
-                self.recorder.warning(about, "ErrImageNeverPull", message.clone());
-                Err(Blocked::Waiting { waiting: Waiting { reason: "ErrImageNeverPull".into(), message }, retry: Some(Duration::from_secs(10)) })
+                Err(self.refused(about, "ErrImageNeverPull", "ErrImageNeverPull", message))
             }
             _ => {
                 self.start(pod, container, about, objects, pulls, wake, image).await;
                 Err(Blocked::Pulling)
             }
         }
+    }
+
+    /// Says so, and why the container waits: `event` with the message, then upstream's second event.
+    fn refused(&self, about: &ObjectReference, event: &str, reason: &str, message: String) -> Blocked {
+        self.recorder.warning(about, event, message.clone());
+        self.recorder.warning(about, "Failed", format!("Error: {reason}"));
+        Blocked::Waiting { waiting: Waiting { reason: reason.into(), message }, retry: Some(LOOK_AGAIN) }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -129,26 +189,42 @@ impl Images {
         objects: &Objects,
         pulls: &mut Pulls,
         wake: &Arc<Notify>,
-        image: String,
+        image: Name,
     ) {
-        let mut secrets = Vec::new();
-        for reference in pod.spec().image_pull_secrets.iter().flatten() {
-            // A missing pull secret is no reason not to try.
-            secrets.extend(objects.secret(pod.namespace(), &reference.name, true).await.unwrap_or_default());
-        }
-        let credentials = credentials(&secrets, &image);
+        let credentials = self.credentials(pod, about, objects, &image.repository).await;
         let (sender, receiver) = oneshot::channel();
         let (this, about, wake, shown) = (self.clone(), about.clone(), wake.clone(), container.image().to_owned());
         let cause = machinery::cause::current();
         tokio::spawn(machinery::cause::scope(cause, async move {
             let _slot = this.slots.acquire().await;
             this.recorder.normal(&about, "Pulling", format!("Pulling image {shown:?}"));
-            let outcome = this.pull(&image, &shown, credentials, &about).await;
+            let outcome = match credentials {
+                Ok(credentials) => this.pull(&image.tagged, &shown, credentials, &about).await,
+                Err(error) => Err(error),
+            };
             // The pod may be gone by now.
             let _nobody_waits = sender.send(outcome);
             wake.notify_one();
         }));
         pulls.states.insert(container.name.clone(), Pull::Running(receiver));
+    }
+
+    /// Of the pod's pull secrets, those for this repository. A missing secret is no reason not to try.
+    async fn credentials(&self, pod: &Pod, about: &ObjectReference, objects: &Objects, repository: &str) -> Result<Vec<AuthConfig>, String> {
+        let (mut secrets, mut missing) = (Vec::new(), Vec::new());
+        for reference in pod.spec().image_pull_secrets.iter().flatten() {
+            match objects.secret(pod.namespace(), &reference.name, true).await {
+                Ok(Some(secret)) => secrets.push(secret),
+                Ok(None) | Err(_) => missing.push(reference.name.clone()),
+            }
+        }
+        if !missing.is_empty() {
+            let pod = ObjectReference { field_path: None, ..about.clone() };
+            let names = missing.join(", ");
+            let text = format!("Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed.");
+            self.recorder.warning(&pod, "FailedToRetrieveImagePullSecret", text);
+        }
+        Keyring::new(&secrets).map(|keyring| keyring.lookup(repository))
     }
 
     async fn pull(&self, image: &str, shown: &str, credentials: Vec<AuthConfig>, about: &ObjectReference) -> Outcome {
@@ -157,7 +233,7 @@ impl Images {
         if attempts.is_empty() {
             attempts.push(None);
         }
-        let mut last = String::new();
+        let mut errors: Vec<String> = Vec::new();
         for auth in attempts {
             match self.cri.pull_image(image, auth, None).await {
                 Ok(_) => {
@@ -167,10 +243,11 @@ impl Images {
                     self.recorder.normal(about, "Pulled", text);
                     return Ok(());
                 }
-                Err(error) => last = error.to_string(),
+                Err(error) if errors.contains(&error.to_string()) => {}
+                Err(error) => errors.push(error.to_string()),
             }
         }
-        Err(last)
+        Err(if errors.len() == 1 { errors.remove(0) } else { format!("[{}]", errors.join(", ")) })
     }
 
     fn failed(&self, pod: &Pod, container: &Container, about: &ObjectReference, pulls: &mut Pulls, error: String) -> Blocked {
@@ -205,11 +282,6 @@ impl Images {
     }
 }
 
-fn inspect_error(message: &str) -> Blocked {
-    let waiting = Waiting { reason: "ImageInspectError".into(), message: format!("Failed to inspect image: {message}") };
-    Blocked::Waiting { waiting, retry: Some(Duration::from_secs(1)) }
-}
-
 /// As Go prints a duration rounded to milliseconds: `85ms`, `1.204s`, `1m3.2s`.
 fn go_millis(duration: Duration) -> String {
     let millis = duration.as_millis();
@@ -224,66 +296,32 @@ fn go_millis(duration: Duration) -> String {
     }
 }
 
-#[derive(serde::Deserialize)]
-struct DockerConfig {
-    auths: HashMap<String, DockerAuth>,
-}
-
-#[derive(serde::Deserialize)]
-struct DockerAuth {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    auth: String,
-}
-
-/// Those entries of the pull secrets that are for this image's registry.
-fn credentials(secrets: &[Arc<Secret>], image: &str) -> Vec<AuthConfig> {
-    let registry = match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
-        _ => "docker.io",
-    };
-    let mut found = Vec::new();
-    for secret in secrets {
-        let data = secret.data.iter().flatten();
-        let config = data.clone().find(|(k, _)| *k == ".dockerconfigjson").and_then(|(_, v)| serde_json::from_slice::<DockerConfig>(&v.0).ok());
-        let legacy = || data.clone().find(|(k, _)| *k == ".dockercfg").and_then(|(_, v)| serde_json::from_slice(&v.0).ok());
-        let auths = config.map(|c| c.auths).or_else(legacy).unwrap_or_default();
-        for (address, auth) in auths {
-            let bare = address.trim_start_matches("https://").trim_start_matches("http://");
-            let host = bare.split('/').next().unwrap_or(bare);
-            if host == registry || (registry == "docker.io" && host == "index.docker.io") {
-                found.push(auth_config(auth));
-            }
-        }
-    }
-    found
-}
-
-fn auth_config(auth: DockerAuth) -> AuthConfig {
-    let decoded = base64::engine::general_purpose::STANDARD.decode(&auth.auth).ok().and_then(|b| String::from_utf8(b).ok());
-    let (username, password) = match decoded.as_deref().and_then(|t| t.split_once(':')) {
-        Some((user, password)) if auth.username.is_empty() => (user.to_owned(), password.to_owned()),
-        _ => (auth.username, auth.password),
-    };
-    AuthConfig { username, password, ..AuthConfig::default() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn default_tags() {
-        for (image, full) in [
-            ("busybox", "busybox:latest"),
-            ("localhost:5000/a", "localhost:5000/a:latest"),
-            ("a/b:1", "a/b:1"),
-            ("a@sha256:00", "a@sha256:00"),
+    fn names_in_full() {
+        for (image, tagged, repository) in [
+            ("busybox", "busybox:latest", "docker.io/library/busybox"),
+            ("localhost:5000/a", "localhost:5000/a:latest", "localhost:5000/a"),
+            ("a/b:1", "a/b:1", "docker.io/a/b"),
+            ("r.example/a__b/c-d.e:v1", "r.example/a__b/c-d.e:v1", "r.example/a__b/c-d.e"),
+            ("a@sha256:00000000000000000000000000000000", "a@sha256:00000000000000000000000000000000", "docker.io/library/a"),
         ] {
-            assert_eq!(with_default_tag(image), full);
+            assert_eq!(parse(image), Ok(Name { tagged: tagged.into(), repository: repository.into() }));
+        }
+        for (image, why) in [
+            ("Nginx", ": repository name (library/Nginx) must be lowercase"),
+            ("a:", ""),
+            ("a b", ""),
+            ("a//b", ""),
+            ("-a", ""),
+            ("a..b", ""),
+            ("a@sha256:00", ""),
+            ("", ""),
+        ] {
+            assert_eq!(parse(image), Err(format!("couldn't parse image name {image:?}: invalid reference format{why}")));
         }
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::cgroups::Cgroups;
 use crate::cri::Cri;
 use crate::dns::ClusterDns;
+use crate::gc::Limits;
 use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
@@ -51,6 +52,7 @@ pub struct Config {
     /// `key=value:Effect`
     pub taints: Vec<String>,
     pub max_pods: u32,
+    pub image_limits: Limits,
 }
 
 /// How a pod's worker is woken, by uid.

@@ -23,6 +23,7 @@ mod fields;
 mod gc;
 mod handlers;
 mod images;
+mod keyring;
 mod kubelet;
 mod logs;
 mod machine;
@@ -52,6 +53,7 @@ use anyhow::{Context, Result};
 use machinery::events::Recorder;
 use machinery::{CancellationToken, Informer, Informers, shell};
 
+pub use gc::Limits;
 pub use kubelet::Config;
 use kubelet::{Kubelet, Wakes};
 

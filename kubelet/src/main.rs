@@ -68,6 +68,15 @@ struct Args {
     /// How many pods the node takes
     #[arg(long, default_value_t = 110)]
     max_pods: u32,
+    /// Percent of the disk in use at which unused images are removed, oldest first; 100 keeps them
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
+    image_gc_high_threshold: u64,
+    /// Percent down to which they are removed
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u64).range(0..=100))]
+    image_gc_low_threshold: u64,
+    /// How long an unused image stays at least
+    #[arg(long, default_value = "2m", value_parser = seconds)]
+    minimum_image_ttl_duration: Duration,
 }
 
 /// `10s`, `500ms`, `1m`.
@@ -112,6 +121,11 @@ fn config(args: &Args) -> kubelet::Config {
         labels: args.node_labels.iter().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         taints: args.register_with_taints.clone(),
         max_pods: args.max_pods,
+        image_limits: kubelet::Limits {
+            high: args.image_gc_high_threshold,
+            low: args.image_gc_low_threshold,
+            min_age: args.minimum_image_ttl_duration,
+        },
     }
 }
 
