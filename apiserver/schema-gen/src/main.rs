@@ -3,6 +3,7 @@
 //! Sources, all at v1.33: `go-types.txt` (Go struct tags), the text of the `k8s-pb` crate (comments with `+listType` and the like),
 //! which also has the descriptions, and the `KINDS` table for the paths. Run from this folder: `cargo run --release`. The output is committed.
 
+mod gnostic;
 mod markers;
 mod openapi;
 mod paths;

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha512};
 
+use crate::gnostic;
 use crate::paths::{self, Dialect};
 use crate::types::{Field, Type, Types, group_version};
 
@@ -71,23 +73,29 @@ pub fn write(types: &Types, schema: &Path) -> Result<()> {
         "securityDefinitions": {"BearerToken": {"description": "Bearer Token authentication", "type": "apiKey", "name": "authorization", "in": "header"}},
         "security": [{"BearerToken": []}],
     });
-    save(&folder, "v2", &v2)?;
-    index.push_str("pub static V2: Document = Document { path: \"\", gzip: include_bytes!(\"../../openapi/v2.json.gz\") };\n\n/// By path below `/openapi/v3/`.\n#[rustfmt::skip]\npub static V3: &[Document] = &[\n");
+    let entry = save(&folder, "", "v2.json", v2.to_string().as_bytes())?;
+    let _ = writeln!(index, "#[rustfmt::skip]\npub static V2: Document = {entry};\n");
+    let entry = save(&folder, "", "v2.pb", &gnostic::encode(&v2)?)?;
+    let _ = writeln!(index, "/// The same as gnostic's `openapi.v2.Document`.\n#[rustfmt::skip]\npub static V2_PROTOBUF: Document = {entry};\n");
+    index.push_str("/// By path below `/openapi/v3/`.\n#[rustfmt::skip]\npub static V3: &[Document] = &[\n");
     let definitions = definitions(types, Dialect::V3);
     for (group, version) in paths::group_versions() {
         let (path, file) = if group.is_empty() { (format!("api/{version}"), format!("api.{version}")) } else { (format!("apis/{group}/{version}"), format!("{group}.{version}")) };
-        save(&folder, &file, &document(types, &definitions, &group, &version))?;
-        let _ = writeln!(index, "    Document {{ path: {path:?}, gzip: include_bytes!(\"../../openapi/{file}.json.gz\") }},");
+        let document = document(types, &definitions, &group, &version);
+        let _ = writeln!(index, "    {},", save(&folder, &path, &format!("{file}.json"), document.to_string().as_bytes())?);
     }
     index.push_str("];\n");
     std::fs::create_dir_all(schema.join("src/openapi"))?;
     std::fs::write(schema.join("src/openapi/documents.rs"), index).context("write the index of documents")
 }
 
-fn save(folder: &Path, name: &str, document: &Value) -> Result<()> {
+/// Write the bytes, compressed; their entry in the index.
+fn save(folder: &Path, path: &str, file: &str, bytes: &[u8]) -> Result<String> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    encoder.write_all(serde_json::to_string(document)?.as_bytes())?;
-    std::fs::write(folder.join(format!("{name}.json.gz")), encoder.finish()?).with_context(|| format!("write {name}"))
+    encoder.write_all(bytes)?;
+    std::fs::write(folder.join(format!("{file}.gz")), encoder.finish()?).with_context(|| format!("write {file}"))?;
+    let hash: String = Sha512::digest(bytes).iter().map(|byte| format!("{byte:02X}")).collect();
+    Ok(format!("Document {{ path: {path:?}, hash: {hash:?}, gzip: include_bytes!(\"../../openapi/{file}.gz\") }}"))
 }
 
 /// One group and version: its paths, and every definition that they or its kinds reach.

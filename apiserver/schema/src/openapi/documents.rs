@@ -2,30 +2,35 @@
 
 use super::Document;
 
-pub static V2: Document = Document { path: "", gzip: include_bytes!("../../openapi/v2.json.gz") };
+#[rustfmt::skip]
+pub static V2: Document = Document { path: "", hash: "8DDC943AFF5F0CE5CF44FF27339546304AB44235626D563D306CA4F7143F22FD7B731D9AED14CBB57994EA56804F6F8ED64257F979A12709A5307D627B06058F", gzip: include_bytes!("../../openapi/v2.json.gz") };
+
+/// The same as gnostic's `openapi.v2.Document`.
+#[rustfmt::skip]
+pub static V2_PROTOBUF: Document = Document { path: "", hash: "8B757F7C904D2B5901C641CE688FA64D74232850215C45BF533879E2708D13F47E6BCAA73CDDE4BC997B2F658DD8611D0DD11066611C2EE3D9EA32B286F9DAD6", gzip: include_bytes!("../../openapi/v2.pb.gz") };
 
 /// By path below `/openapi/v3/`.
 #[rustfmt::skip]
 pub static V3: &[Document] = &[
-    Document { path: "api/v1", gzip: include_bytes!("../../openapi/api.v1.json.gz") },
-    Document { path: "apis/admissionregistration.k8s.io/v1", gzip: include_bytes!("../../openapi/admissionregistration.k8s.io.v1.json.gz") },
-    Document { path: "apis/apiextensions.k8s.io/v1", gzip: include_bytes!("../../openapi/apiextensions.k8s.io.v1.json.gz") },
-    Document { path: "apis/apiregistration.k8s.io/v1", gzip: include_bytes!("../../openapi/apiregistration.k8s.io.v1.json.gz") },
-    Document { path: "apis/apps/v1", gzip: include_bytes!("../../openapi/apps.v1.json.gz") },
-    Document { path: "apis/authentication.k8s.io/v1", gzip: include_bytes!("../../openapi/authentication.k8s.io.v1.json.gz") },
-    Document { path: "apis/authorization.k8s.io/v1", gzip: include_bytes!("../../openapi/authorization.k8s.io.v1.json.gz") },
-    Document { path: "apis/autoscaling/v1", gzip: include_bytes!("../../openapi/autoscaling.v1.json.gz") },
-    Document { path: "apis/autoscaling/v2", gzip: include_bytes!("../../openapi/autoscaling.v2.json.gz") },
-    Document { path: "apis/batch/v1", gzip: include_bytes!("../../openapi/batch.v1.json.gz") },
-    Document { path: "apis/certificates.k8s.io/v1", gzip: include_bytes!("../../openapi/certificates.k8s.io.v1.json.gz") },
-    Document { path: "apis/coordination.k8s.io/v1", gzip: include_bytes!("../../openapi/coordination.k8s.io.v1.json.gz") },
-    Document { path: "apis/discovery.k8s.io/v1", gzip: include_bytes!("../../openapi/discovery.k8s.io.v1.json.gz") },
-    Document { path: "apis/events.k8s.io/v1", gzip: include_bytes!("../../openapi/events.k8s.io.v1.json.gz") },
-    Document { path: "apis/flowcontrol.apiserver.k8s.io/v1", gzip: include_bytes!("../../openapi/flowcontrol.apiserver.k8s.io.v1.json.gz") },
-    Document { path: "apis/networking.k8s.io/v1", gzip: include_bytes!("../../openapi/networking.k8s.io.v1.json.gz") },
-    Document { path: "apis/node.k8s.io/v1", gzip: include_bytes!("../../openapi/node.k8s.io.v1.json.gz") },
-    Document { path: "apis/policy/v1", gzip: include_bytes!("../../openapi/policy.v1.json.gz") },
-    Document { path: "apis/rbac.authorization.k8s.io/v1", gzip: include_bytes!("../../openapi/rbac.authorization.k8s.io.v1.json.gz") },
-    Document { path: "apis/scheduling.k8s.io/v1", gzip: include_bytes!("../../openapi/scheduling.k8s.io.v1.json.gz") },
-    Document { path: "apis/storage.k8s.io/v1", gzip: include_bytes!("../../openapi/storage.k8s.io.v1.json.gz") },
+    Document { path: "api/v1", hash: "E06BA18553BA981B851C9B3112F76A8000BB00CB12011B21354BC816574F6D062F2ECE70080C0DB4736A419B1A521C5B71A9D6106871B1EC7BC84303CE6D53E4", gzip: include_bytes!("../../openapi/api.v1.json.gz") },
+    Document { path: "apis/admissionregistration.k8s.io/v1", hash: "E7C3D2EF777462EC106C9F430DD084AB1FAF35ABC273A0DE8289A44AE2B64BA028DF591CFD6FFCB0F2085816989239134F73B3C4315906D5E04B45D89250F7BD", gzip: include_bytes!("../../openapi/admissionregistration.k8s.io.v1.json.gz") },
+    Document { path: "apis/apiextensions.k8s.io/v1", hash: "F790487E6053990765E981120CDD78EE6FE5832DF1461C76CF4DF8646386FA22C39430ED7CC984828781214D7DB9C7905209AD4E32E58805479EE3B5ECFED468", gzip: include_bytes!("../../openapi/apiextensions.k8s.io.v1.json.gz") },
+    Document { path: "apis/apiregistration.k8s.io/v1", hash: "F8E46E31297E56C944A46EEBEF748E60CD42650C2D5C015AC80BE8635BA58DF8AE2BFFE4E775A61AF28CDC0A6C129620E2A393BE3BB1814E34B1CAD765FB4EAF", gzip: include_bytes!("../../openapi/apiregistration.k8s.io.v1.json.gz") },
+    Document { path: "apis/apps/v1", hash: "7D7D9304C639F05DD68CCE0DA95178DCDFB7AFEE63F7BE89F6943DF77F5D67D72161CABD49E8E24415BDAE5D3B4FECBB22167991DFD4F5C8EAA5CD025B9A1676", gzip: include_bytes!("../../openapi/apps.v1.json.gz") },
+    Document { path: "apis/authentication.k8s.io/v1", hash: "592460C7FCE49CC4B59F28704FF6FF1CACE30C007D905A7B9412FBB128C4CC4B98E99B817FB54C1728D22003A951018407F049AAC2E84CF68A9993D08C790870", gzip: include_bytes!("../../openapi/authentication.k8s.io.v1.json.gz") },
+    Document { path: "apis/authorization.k8s.io/v1", hash: "2A3E46597660BDBFB3733F9630ACB6AF6795F47623CD3BA5A11FD91986720042C7DF6ECFB1E0E59874A7CC0FC29B6F77F5FABB6010D0BBFDAEAA30530A1241CC", gzip: include_bytes!("../../openapi/authorization.k8s.io.v1.json.gz") },
+    Document { path: "apis/autoscaling/v1", hash: "F06333A0E592A8F81EF81FDEF17F0D75066C38230CFD13B3543D747A2D5928BD72751FA915043D9CD5AD3CB65E19B8D176B54981946E0CB427416D3B79B8263D", gzip: include_bytes!("../../openapi/autoscaling.v1.json.gz") },
+    Document { path: "apis/autoscaling/v2", hash: "9003D944E9B891B40588EFECB613D1BDC19A3C987C5E129A89980ECBEAB6D2E1932F94AFD6E25866644C0F8EFF5D0E3F508FECE44D31B74884EB58A53087B97F", gzip: include_bytes!("../../openapi/autoscaling.v2.json.gz") },
+    Document { path: "apis/batch/v1", hash: "54C74D57A55C8811F707639232A85BC9CC31D88B789707589087C4529B08ACAAA1C3C104BFD00DEB27F0FF0636AB104B89594F30D9F7C068A613E0BC15081E16", gzip: include_bytes!("../../openapi/batch.v1.json.gz") },
+    Document { path: "apis/certificates.k8s.io/v1", hash: "02A5ADE66C19F5855DD4326E732A60B4F089E5C988A1841FDA359DDB3F91F48CDA51CD01AEB32A7401A58709F074A92E62EAAA1ABC23FA5AC5F37A021A3D1C3F", gzip: include_bytes!("../../openapi/certificates.k8s.io.v1.json.gz") },
+    Document { path: "apis/coordination.k8s.io/v1", hash: "CA2897D432AEB52E20C2103AF9BB7D16F68B23F3A0AB95AE777259693F22DA0875FD98164AFF1E834130E938A2A5B757C4C0333F4126F3F884766C43CB46B947", gzip: include_bytes!("../../openapi/coordination.k8s.io.v1.json.gz") },
+    Document { path: "apis/discovery.k8s.io/v1", hash: "49EBD2A0BB1D21CD3CDC907BB5FC5413140294C78013593CF169BF565145D9BCF9488EC24C80A5A192FAA226772CCA3036A83BF62300009E388BEE4EE5A782F3", gzip: include_bytes!("../../openapi/discovery.k8s.io.v1.json.gz") },
+    Document { path: "apis/events.k8s.io/v1", hash: "C0D2D10F8D342B5060F1140F719F581BE1A0945E14C6DD71D122356DC9DB43065F171B948A84E547E0DBA863A9BD6E36B05105669ECE4919909DDEAA5D31D55F", gzip: include_bytes!("../../openapi/events.k8s.io.v1.json.gz") },
+    Document { path: "apis/flowcontrol.apiserver.k8s.io/v1", hash: "558B2E023AF4128D29AE8F1D2123F63AF56414018626050D6CDE0AD4CE053A52E4E4AEF06E7D01A310990D5C5FA44F3245F13A875E4B50321747BE795EB88CB2", gzip: include_bytes!("../../openapi/flowcontrol.apiserver.k8s.io.v1.json.gz") },
+    Document { path: "apis/networking.k8s.io/v1", hash: "BBC05283FA6409717C9FE837CCB4DBB747E72A63C9053CA801F7FEC88D9C03C99FCB5FE4F4150E2856EB2592D28D05053C54D99A1E7EB23610DE9A6465CC0BD4", gzip: include_bytes!("../../openapi/networking.k8s.io.v1.json.gz") },
+    Document { path: "apis/node.k8s.io/v1", hash: "0DF2898D5D1A29684DFDB148F1244B5AB71AB44FB1D1841C71E9E2B958100541268A8DFE962E80F912018E5F0A1EAC89A29E60629F6F2E846A41C371950FA938", gzip: include_bytes!("../../openapi/node.k8s.io.v1.json.gz") },
+    Document { path: "apis/policy/v1", hash: "441345426FB9EE7431A4FE5BFB09AFC40C69D20B2A34819352470BEFD1D4B762F26FA2AD105569414C5A97AD0676ABC0E22B2D66D7AA68CA2AFC20D3B4209DEB", gzip: include_bytes!("../../openapi/policy.v1.json.gz") },
+    Document { path: "apis/rbac.authorization.k8s.io/v1", hash: "BD88B6661B89A55E82678291C14F5107D537E3EB51B9ECF4BA7F7FCD90F991DC75EAA2E69B61004F92D5704D5C3C3530823A9FC604676B8255E84F661ADADA45", gzip: include_bytes!("../../openapi/rbac.authorization.k8s.io.v1.json.gz") },
+    Document { path: "apis/scheduling.k8s.io/v1", hash: "62EF0D071178B028365222F4C534E8C28809379B9F88177BB357B162AFE1BA7B1C954003131209AF06ECEFF961AF9F1867E157F951871DE44A300878DAFAF277", gzip: include_bytes!("../../openapi/scheduling.k8s.io.v1.json.gz") },
+    Document { path: "apis/storage.k8s.io/v1", hash: "272D4887BE00B8DC5F06C2B5EA94A9153D1BE4B21CC1A970C43BD4B21BFEE3274452737F60E89B5890B3F6DE2C554FE363441C7D11FCEF1AB9413FE4907D5936", gzip: include_bytes!("../../openapi/storage.k8s.io.v1.json.gz") },
 ];

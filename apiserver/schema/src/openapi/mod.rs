@@ -5,31 +5,25 @@
 
 mod documents;
 
-use std::io::Read as _;
+use std::io::Read;
 
 use flate2::read::GzDecoder;
-use sha2::{Digest, Sha512};
 
-pub use documents::{V2, V3};
+pub use documents::{V2, V2_PROTOBUF, V3};
 
-/// One document, gzip'd JSON.
+/// One document, compressed.
 pub struct Document {
     /// Below `/openapi/v3/`: `apis/apps/v1`. Empty for v2.
     pub path: &'static str,
+    /// By which a client knows a document that it has already: SHA-512 of the plain bytes.
+    pub hash: &'static str,
     pub gzip: &'static [u8],
 }
 
 impl Document {
-    /// By which a client knows a document that it has already.
-    pub fn hash(&self) -> String {
-        Sha512::digest(self.gzip).iter().map(|byte| format!("{byte:02X}")).collect()
-    }
-
-    /// For clients that can't unpack. Errors: none in practice, the bytes are our own.
-    pub fn json(&self) -> std::io::Result<Vec<u8>> {
-        let mut json = Vec::new();
-        GzDecoder::new(self.gzip).read_to_end(&mut json)?;
-        Ok(json)
+    /// The plain bytes, for clients that can't unpack. Errors: none in practice, the bytes are our own.
+    pub fn plain(&self) -> impl Read + Send + use<> {
+        GzDecoder::new(self.gzip)
     }
 }
 
@@ -46,6 +40,10 @@ mod tests {
 
     use super::*;
 
+    fn tree(document: &Document) -> Value {
+        serde_json::from_reader(std::io::BufReader::new(document.plain())).unwrap()
+    }
+
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
             Value::Object(map) => map.iter().for_each(|(key, value)| match value {
@@ -60,7 +58,7 @@ mod tests {
     #[test]
     fn no_document_refers_to_what_it_lacks() {
         for document in V3.iter().chain([&V2]) {
-            let tree: Value = serde_json::from_slice(&document.json().unwrap()).unwrap();
+            let tree = tree(document);
             let schemas = tree.pointer("/components/schemas").or(tree.get("definitions")).unwrap().as_object().unwrap();
             let mut wanted = BTreeSet::new();
             references(&tree, &mut wanted);
@@ -71,7 +69,7 @@ mod tests {
 
     #[test]
     fn kubectl_finds_what_it_needs() {
-        let apps: Value = serde_json::from_slice(&v3("apis/apps/v1").unwrap().json().unwrap()).unwrap();
+        let apps = tree(v3("apis/apps/v1").unwrap());
         let patch = &apps["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
         let parameters: Vec<&str> = patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
         assert!(parameters.contains(&"fieldValidation") && parameters.contains(&"dryRun"));
