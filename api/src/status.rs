@@ -72,6 +72,8 @@ pub struct Status {
     pub reason: Reason,
     pub message: String,
     pub details: Option<Box<Details>>,
+    /// For a list that can go on, though not in its snapshot.
+    pub continue_token: Option<Box<str>>,
 }
 
 impl std::error::Error for Status {}
@@ -88,7 +90,8 @@ impl Serialize for Status {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("kind", "Status")?;
         map.serialize_entry("apiVersion", "v1")?;
-        map.serialize_entry("metadata", &serde_json::Map::new())?;
+        let meta = self.continue_token.iter().map(|token| ("continue", token));
+        map.serialize_entry("metadata", &meta.collect::<std::collections::BTreeMap<_, _>>())?;
         map.serialize_entry("status", "Failure")?;
         map.serialize_entry("message", &self.message)?;
         if self.reason != Reason::Unknown {
@@ -103,8 +106,9 @@ impl Serialize for Status {
 }
 
 impl Status {
-    fn new(code: u16, reason: Reason, message: impl Into<String>) -> Self {
-        Status { code, reason, message: message.into(), details: None }
+    /// For the rare refusal without a function of its own below.
+    pub fn new(code: u16, reason: Reason, message: impl Into<String>) -> Self {
+        Status { code, reason, message: message.into(), details: None, continue_token: None }
     }
 
     #[must_use]
@@ -128,6 +132,12 @@ impl Status {
             kind: resource.resource.clone(),
             ..Details::default()
         })
+    }
+
+    #[must_use]
+    pub fn with_continue(mut self, token: String) -> Self {
+        self.continue_token = Some(token.into());
+        self
     }
 
     #[must_use]

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeMap;
 
+use api::Status;
 use bytes::Bytes;
-use http::HeaderMap;
 use http::header::{ETAG, IF_NONE_MATCH};
 use kinds::{KINDS, Kind, Subresource};
+use schema::Media;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 
+use crate::http::Call;
+use crate::http::negotiate::{self, Offers, Shape, Want};
 use crate::http::respond::{self, Answer};
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -31,6 +34,14 @@ impl Document {
         let digest = Sha512::digest(&body);
         let etag = digest.iter().map(|b| format!("{b:02X}")).collect::<String>();
         Document { body, etag: format!("\"{etag}\"") }
+    }
+
+    /// For the few who want no plain JSON.
+    fn rewritten(&self, want: Want) -> Result<Answer, Status> {
+        let mut tree: Value = serde_json::from_slice(&self.body).map_err(Status::internal)?;
+        // The lists of old are of v1 though they do not say so.
+        tree.as_object_mut().map(|tree| tree.entry("apiVersion").or_insert_with(|| json!("v1")));
+        Ok(respond::tree(200, &tree, want))
     }
 }
 
@@ -63,22 +74,22 @@ impl Discovery {
         Discovery { plain, aggregated }
     }
 
-    pub fn serve(&self, path: &str, wants_aggregated: bool, headers: &HeaderMap) -> Option<Answer> {
-        let (document, content_type) = match self.aggregated.get(path) {
-            Some(document) if wants_aggregated => (document, AGGREGATED),
-            _ => (self.plain.get(path)?, "application/json"),
+    pub fn serve(&self, path: &str, call: &Call) -> Result<Answer, Status> {
+        let plain = self.plain.get(path).ok_or_else(Status::no_such_resource)?;
+        let aggregated = self.aggregated.get(path);
+        let want = negotiate::accept(&call.headers, &call.query, if aggregated.is_some() { Offers::Discovery } else { Offers::Objects })?;
+        let (document, content_type) = match aggregated {
+            Some(document) if want.shape == Shape::Discovery => (document, AGGREGATED),
+            _ if want.media != Media::Json || want.pretty => return plain.rewritten(want),
+            _ => (plain, negotiate::JSON),
         };
-        if headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes()) {
-            let mut answer = respond::bytes(304, content_type, Bytes::new());
-            respond::header(&mut answer, "etag", &document.etag);
-            return Some(answer);
-        }
-        let mut answer = respond::bytes(200, content_type, document.body.clone());
+        let known = call.headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
+        let mut answer = if known { respond::bytes(304, content_type, Bytes::new()) } else { respond::bytes(200, content_type, document.body.clone()) };
         if let Ok(etag) = document.etag.parse() {
             answer.headers_mut().insert(ETAG, etag);
         }
         respond::header(&mut answer, "vary", "Accept");
-        Some(answer)
+        Ok(answer)
     }
 
     /// What `GET /` lists.

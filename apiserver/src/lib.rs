@@ -8,13 +8,16 @@
 //! Upstream counterpart: `cmd/kube-apiserver`, `k8s.io/apiserver` (v1.33).
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod backend;
 pub mod bootstrap;
 pub mod config;
 pub mod discovery;
+mod html;
 pub mod http;
 pub mod journal;
 pub mod kubelet;
 pub mod openapi;
+pub mod proxy;
 pub mod registry;
 pub mod storage;
 mod tls;
@@ -29,6 +32,7 @@ use auth::authz::Authorizer;
 use auth::token::{Discovery as TokenDiscovery, Issuer, SigningKey, Verifier, VerifyingKey};
 use kinds::{KINDS, Kind, Storage as Stored};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -106,7 +110,10 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
         authenticator: Authenticator::new(Verifier::new(vec![issuer_url.clone()], keys, audiences.clone())),
         issuer: Issuer::new(signing, issuer_url, audiences),
         token_discovery,
-        kubelets: kubelet::Kubelets::new(tls::kubelet_client(config).context("the kubelet client certificate")?),
+        backends: backend::Backends {
+            kubelet: tls::kubelet_client(config).context("the kubelet client certificate")?.map(|tls| TlsConnector::from(Arc::new(tls))),
+            anyone: TlsConnector::from(Arc::new(tls::anyone()?)),
+        },
         discovery: discovery::Discovery::new(address),
         metrics: Metrics::new(),
         shutdown,

@@ -18,5 +18,5 @@ pub mod types;
 pub use decode::{FieldValidation, Media, decode, decode_as_written, decode_value, peek_gvk};
 pub use defaults::default;
 pub use normalize::normalize;
-pub use protobuf::encode as encode_protobuf;
+pub use protobuf::{encode as encode_protobuf, list as protobuf_list, message_of, watch_event};
 pub use types::{Field, Kind, ListType, Type, lookup};

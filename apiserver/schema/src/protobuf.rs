@@ -4,13 +4,16 @@
 //! Upstream: `apimachinery/pkg/runtime/serializer/protobuf`, `generated.pb.go` of each group.
 
 use api::key::Gvk;
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::normalize::{props, zero};
-use crate::types::{Field, Kind, Type, lookup};
+use crate::types::{Field, Kind, Type, lookup, named};
 use crate::scalar;
 
 const MAGIC: &[u8] = b"k8s\0";
+/// The envelope's last two fields, empty: contentEncoding, contentType.
+const CLOSE: &[u8] = &[3 << 3 | 2, 0, 4 << 3 | 2, 0];
 /// Nested messages; upstream has no type near it but JSONSchemaProps.
 const MAX_DEPTH: usize = 100;
 
@@ -18,16 +21,54 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Objects of unknown kinds give an empty message.
 pub fn encode(gvk: &Gvk, object: &Value) -> Vec<u8> {
-    let mut meta = Vec::new();
-    put_bytes(&mut meta, 1, gvk.api_version().as_bytes());
-    put_bytes(&mut meta, 2, gvk.kind.as_bytes());
-    let mut out = MAGIC.to_vec();
-    put_bytes(&mut out, 1, &meta);
+    let mut out = open_envelope(&gvk.api_version(), &gvk.kind);
     let body = lookup(gvk).map(|t| message(object, t)).unwrap_or_default();
     put_bytes(&mut out, 2, &body);
-    put_bytes(&mut out, 3, b"");
-    put_bytes(&mut out, 4, b"");
+    out.extend_from_slice(CLOSE);
     out
+}
+
+fn open_envelope(api_version: &str, kind: &str) -> Vec<u8> {
+    let mut meta = Vec::new();
+    put_bytes(&mut meta, 1, api_version.as_bytes());
+    put_bytes(&mut meta, 2, kind.as_bytes());
+    let mut out = MAGIC.to_vec();
+    put_bytes(&mut out, 1, &meta);
+    out
+}
+
+/// The message in an envelope, not copied.
+pub fn message_of(envelope: &Bytes) -> Bytes {
+    self::envelope(envelope).map_or_else(|_| Bytes::new(), |(_, raw)| if raw.is_empty() { Bytes::new() } else { envelope.slice_ref(raw) })
+}
+
+/// A list in its envelope, from the messages of its items, piece by piece. `meta` is its ListMeta.
+pub fn list(api_version: &str, kind: &str, meta: &Value, items: Vec<Bytes>) -> impl Iterator<Item = Bytes> + Send + use<> {
+    let head = |item: &Bytes| {
+        let mut head = Vec::new();
+        put_varint(&mut head, 2 << 3 | 2);
+        put_varint(&mut head, item.len() as u64);
+        Bytes::from(head)
+    };
+    let mut list_meta = Vec::new();
+    put_bytes(&mut list_meta, 1, &named("meta/v1.ListMeta").map(|t| message(meta, t)).unwrap_or_default());
+    let length = list_meta.len() + items.iter().map(|item| head(item).len() + item.len()).sum::<usize>();
+    let mut out = open_envelope(api_version, kind);
+    put_varint(&mut out, 2 << 3 | 2);
+    put_varint(&mut out, length as u64);
+    out.append(&mut list_meta);
+    let items = items.into_iter().flat_map(move |item| [head(&item), item]);
+    [Bytes::from(out)].into_iter().chain(items).chain([Bytes::from_static(CLOSE)])
+}
+
+/// One frame of a watch: its length in four bytes, then a WatchEvent (without an envelope) around an object (with one).
+pub fn watch_event(kind: &str, object: &[u8]) -> Vec<u8> {
+    let (mut raw, mut event) = (Vec::with_capacity(object.len() + 8), Vec::with_capacity(object.len() + 32));
+    put_bytes(&mut raw, 1, object);
+    put_bytes(&mut event, 1, kind.as_bytes());
+    put_bytes(&mut event, 2, &raw);
+    let length = u32::try_from(event.len()).unwrap_or(u32::MAX);
+    [&length.to_be_bytes()[..], &event].concat()
 }
 
 fn message(value: &Value, t: &Type) -> Vec<u8> {
@@ -345,4 +386,31 @@ fn raw(bytes: &[u8], depth: usize) -> Result<Value> {
         map.insert("kind".to_owned(), kind.into());
     }
     Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_from_its_items_is_the_list_encoded() {
+        let gvk = |kind: &str| Gvk::new("", "v1", kind);
+        let items: Vec<Value> = ["a", "b"].iter().map(|name| json!({"metadata": {"name": name}, "data": {"k": "v".repeat(200)}})).collect();
+        let meta = json!({"resourceVersion": "7", "continue": "x", "remainingItemCount": 3});
+        let messages: Vec<Bytes> = items.iter().map(|item| message_of(&encode(&gvk("ConfigMap"), item).into())).collect();
+        let whole = encode(&gvk("ConfigMapList"), &json!({"metadata": meta, "items": items}));
+        assert_eq!(list("v1", "ConfigMapList", &meta, messages).flatten().collect::<Vec<u8>>(), whole);
+        let none = encode(&gvk("ConfigMapList"), &json!({"metadata": {}, "items": []}));
+        assert_eq!(list("v1", "ConfigMapList", &json!({}), Vec::new()).flatten().collect::<Vec<u8>>(), none);
+    }
+
+    #[test]
+    fn an_event_is_framed_by_its_length() {
+        let frame = watch_event("ADDED", b"k8s\0xyz");
+        let (length, event) = frame.split_at(4);
+        assert_eq!(length, (event.len() as u32).to_be_bytes());
+        assert_eq!(event, b"\x0a\x05ADDED\x12\x09\x0a\x07k8s\0xyz");
+    }
 }

@@ -100,8 +100,6 @@ impl RequestInfo {
             self.verb = if query.flag("watch") { "watch" } else { "list" }.into();
         } else if self.name.is_empty() && self.verb == "delete" {
             self.verb = "deletecollection".into();
-        } else if self.verb == "get" && query.flag("watch") && self.subresource.is_empty() {
-            self.verb = "watch".into();
         }
         // A list of one name is permitted to who may see that name.
         if matches!(self.verb.as_str(), "list" | "watch" | "deletecollection")

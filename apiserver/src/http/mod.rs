@@ -9,14 +9,17 @@
 pub mod info;
 pub mod metrics;
 pub mod negotiate;
+pub mod options;
 pub mod plain;
 pub mod read;
 pub mod respond;
 pub mod serve;
 pub mod table;
 pub mod watch;
+pub mod websocket;
 pub mod write;
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -34,14 +37,16 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::OnUpgrade;
 use rustls_pki_types::CertificateDer;
+use schema::Media;
 use tokio_util::sync::CancellationToken;
 
+use crate::backend::Backends;
 use crate::discovery::Discovery;
-use crate::kubelet::{self, Kubelets};
+use crate::{kubelet, proxy};
 use crate::registry::{Caller, Registry, Target};
 use info::{Query, RequestInfo};
 use metrics::Metrics;
-use negotiate::Want;
+use negotiate::{Offers, Want};
 use respond::Answer;
 
 /// Largest body, as upstream.
@@ -55,7 +60,7 @@ pub struct App {
     pub authenticator: Authenticator,
     pub issuer: Issuer,
     pub token_discovery: TokenDiscovery,
-    pub kubelets: Kubelets,
+    pub backends: Backends,
     pub discovery: Discovery,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
@@ -65,6 +70,7 @@ pub struct App {
 
 /// The other end of a connection.
 pub struct Peer {
+    pub address: Option<IpAddr>,
     pub certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -79,6 +85,9 @@ pub struct Call {
     pub caller: Caller,
     pub want: Want,
     pub gzip: bool,
+    /// The host of a request in HTTP/2, which has no `Host`.
+    pub authority: Option<String>,
+    pub client: Option<IpAddr>,
 }
 
 /// Answer one request. Never fails: every refusal is an answer.
@@ -92,13 +101,14 @@ where
     let info = RequestInfo::new(request.method(), request.uri().path(), &query);
     let long = is_long_running(&info, &query);
     let series = metrics::Series::of(&info);
+    let refusal = negotiate::accept_error(request.headers(), &query);
     let guarded = AssertUnwindSafe(respond_to(app.clone(), peer, request, info, query)).catch_unwind();
     let outcome = if long { Ok(guarded.await) } else { tokio::time::timeout(REQUEST_TIMEOUT, guarded).await };
     let answer = match outcome {
         Ok(Ok(Ok(answer))) => answer,
-        Ok(Ok(Err(status))) => respond::status(&status),
-        Ok(Err(_)) => respond::status(&Status::internal("the server panicked while serving this request")),
-        Err(_) => respond::status(&Status::timeout("request did not complete within 60s", 0)),
+        Ok(Ok(Err(status))) => respond::status(&status, refusal),
+        Ok(Err(_)) => respond::status(&Status::internal("the server panicked while serving this request"), refusal),
+        Err(_) => respond::status(&Status::timeout("request did not complete within 60s", 0), refusal),
     };
     app.metrics.observe(series, answer.status().as_u16(), started.elapsed(), long);
     answer
@@ -122,8 +132,13 @@ where
     authorize(&app, &info, &query, &user)?;
     let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
+    let target = if info.is_resource { Some(resolve(&info)?) } else { None };
+    let want = match &target {
+        Some(target) if !tunnels(&info) => negotiate::accept(&parts.headers, &query, offers(&info, target))?,
+        _ => negotiate::accept_error(&parts.headers, &query),
+    };
     let mut call = Call {
-        want: negotiate::accept(&parts.headers).or_else(|status| if info.is_resource && !tunnels(&info) { Err(status) } else { Ok(Want { shape: negotiate::Shape::Object, yaml: false }) })?,
+        want,
         method: parts.method,
         raw_query: parts.uri.query().unwrap_or_default().to_owned(),
         gzip: mentions_gzip(&parts.headers),
@@ -132,26 +147,46 @@ where
         body: Bytes::new(),
         info,
         query,
+        authority: parts.uri.authority().map(ToString::to_string),
+        client: peer.address,
     };
     call.caller.patches = call.method == Method::PATCH;
-    if upgrade.is_none() && !matches!(call.method, Method::GET | Method::HEAD) {
+    if let Some(target) = target.as_ref().filter(|_| tunnels(&call.info)) {
+        let body = if upgrade.is_some() { respond::full("") } else { body.map_err(Into::into).boxed_unsync() };
+        return tunnel(&app, &call, target, upgrade, body).await;
+    }
+    if !matches!(call.method, Method::GET | Method::HEAD) {
         call.body = read_body(body).await?;
     }
-    if !call.info.is_resource {
-        return plain::serve(&app, &call);
+    match target {
+        Some(target) => finish(app, call, target, upgrade).await,
+        None => plain::serve(&app, &call),
     }
-    let target = resolve(&call.info)?;
-    finish(app, call, target, upgrade).await
+}
+
+/// What an answer can be shown as.
+fn offers(info: &RequestInfo, target: &Target) -> Offers {
+    match (info.verb.as_str(), info.subresource.as_str()) {
+        ("watch", _) => Offers::Watch,
+        (_, "binding" | "eviction" | "token" | "scale") => Offers::Objects,
+        _ if target.kind.is_virtual() => Offers::Objects,
+        _ => Offers::Tables,
+    }
 }
 
 /// Writes run in a task of their own, so that they finish whatever happens to their client.
 async fn finish(app: Arc<App>, call: Call, target: Target, upgrade: Option<OnUpgrade>) -> Result<Answer, Status> {
-    let is_write = matches!(call.info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection") && !tunnels(&call.info);
+    let is_write = matches!(call.info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
     if !is_write {
-        return dispatch(&app, &call, &target, upgrade).await;
+        let answer = dispatch(&app, &call, &target).await?;
+        let contents = if call.want.media == Media::Protobuf { websocket::Contents::ProtobufEvents } else { websocket::Contents::JsonEvents };
+        return match upgrade {
+            Some(upgrade) if call.info.verb == "watch" && websocket::is_asked(&call.headers) => websocket::deliver(&call.headers, upgrade, answer, contents),
+            _ => Ok(answer),
+        };
     }
     let task = tokio::spawn(async move {
-        let mut outcome = dispatch(&app, &call, &target, None).await;
+        let mut outcome = dispatch(&app, &call, &target).await;
         if let Ok(answer) = &mut outcome {
             respond::add_warnings(answer, call.caller.take_warnings());
         }
@@ -164,10 +199,15 @@ fn tunnels(info: &RequestInfo) -> bool {
     matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log")
 }
 
-async fn dispatch(app: &Arc<App>, call: &Call, target: &Target, upgrade: Option<OnUpgrade>) -> Result<Answer, Status> {
-    if tunnels(&call.info) {
-        return kubelet::serve(app, call, target, upgrade).await;
+/// What another server answers.
+async fn tunnel(app: &App, call: &Call, target: &Target, upgrade: Option<OnUpgrade>, body: respond::Body) -> Result<Answer, Status> {
+    match call.info.subresource.as_str() {
+        "proxy" => proxy::serve(app, call, target, upgrade, body).await,
+        _ => kubelet::serve(app, call, target, upgrade).await,
     }
+}
+
+async fn dispatch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
     if target.kind.kind == "ComponentStatus" {
         return Ok(plain::no_components(call));
     }
@@ -258,7 +298,8 @@ fn resolve(info: &RequestInfo) -> Result<Target, Status> {
         name => kind.subresource(name).ok_or_else(Status::no_such_resource)?.verbs,
     };
     let verb = if info.verb == "watch" && !info.name.is_empty() { "get" } else { &info.verb };
-    if !verbs.contains(&verb) {
+    // A proxy passes on every method.
+    if !verbs.contains(&verb) && info.subresource != "proxy" {
         return Err(Status::method_not_allowed());
     }
     let namespace = if kind.namespaced { info.namespace.clone() } else { String::new() };

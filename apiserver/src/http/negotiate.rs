@@ -1,67 +1,163 @@
 //! Which form of an answer the client accepts, and in which form its body comes.
 //!
-//! Upstream counterpart: `apiserver/pkg/endpoints/handlers/negotiation/negotiate.go` (v1.33). Answers are JSON or YAML: every client
-//! that sends protobuf also takes JSON back.
+//! Upstream counterparts: `apiserver/pkg/endpoints/handlers/{negotiation/negotiate,rest}.go`, `goautoneg` (v1.33).
+
+use std::cmp::Reverse;
 
 use api::Status;
 use http::HeaderMap;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use schema::Media;
+
+use super::info::Query;
 
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 pub const SUPPORTED: [&str; 3] = [JSON, YAML, PROTOBUF];
+const STREAMED: [&str; 2] = ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
+/// `meta.k8s.io/v1` or `meta.k8s.io/v1beta1`: in which version a Table or metadata is shown.
+pub type MetaVersion = &'static str;
 
 /// What the objects of an answer are shown as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     Object,
-    Metadata,
-    Table,
-    /// `APIGroupDiscoveryList`, by its version.
+    Metadata(MetaVersion),
+    Table(MetaVersion),
+    /// `APIGroupDiscoveryList` v2.
     Discovery,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
     pub shape: Shape,
-    pub yaml: bool,
+    pub media: Media,
+    /// JSON for people's eyes.
+    pub pretty: bool,
 }
 
-/// The first clause of `Accept` that can be served.
-pub fn accept(headers: &HeaderMap) -> Result<Want, Status> {
-    let mut clauses = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).peekable();
-    if clauses.peek().is_none() {
-        return Ok(Want { shape: Shape::Object, yaml: false });
-    }
-    clauses.find_map(clause).ok_or_else(|| Status::not_acceptable(&SUPPORTED))
-}
+impl Want {
+    pub const JSON: Want = Want { shape: Shape::Object, media: Media::Json, pretty: false };
 
-fn clause(clause: &str) -> Option<Want> {
-    let mut parts = clause.split(';').map(str::trim);
-    let yaml = match parts.next()? {
-        "application/json" | "application/*" | "*/*" | "" => false,
-        "application/yaml" | "text/yaml" => true,
-        _ => return None,
-    };
-    let (mut shown, mut group, mut version) = ("", "", "");
-    for (name, value) in parts.filter_map(|p| p.split_once('=')) {
-        match name {
-            "as" => shown = value,
-            "g" => group = value,
-            "v" => version = value,
-            _ => {}
+    pub fn content_type(&self) -> &'static str {
+        match self.media {
+            Media::Json => JSON,
+            Media::Yaml => YAML,
+            Media::Protobuf => PROTOBUF,
         }
     }
-    let shape = match (shown, group, version) {
-        ("", ..) => Shape::Object,
-        ("Table", "meta.k8s.io", "v1" | "v1beta1") => Shape::Table,
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io", "v1" | "v1beta1") => Shape::Metadata,
-        ("APIGroupDiscoveryList", "apidiscovery.k8s.io", "v2") => Shape::Discovery,
-        _ => return None,
+}
+
+/// What an endpoint can answer with, besides its objects as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offers {
+    /// Objects only: errors, discovery and what has no metadata.
+    Objects,
+    /// Metadata alone, too.
+    Metadata,
+    /// And tables.
+    Tables,
+    /// Aggregated discovery.
+    Discovery,
+    /// Metadata and tables, by the event: no YAML.
+    Watch,
+}
+
+/// One clause of `Accept`: a media range and its parameters.
+#[derive(Clone, Debug)]
+pub struct Clause<'a> {
+    kind: &'a str,
+    subtype: &'a str,
+    params: Vec<(&'a str, &'a str)>,
+    quality: f32,
+}
+
+impl<'a> Clause<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let mut parts = text.split(';').map(str::trim);
+        let range = parts.next().filter(|range| !range.is_empty())?;
+        let (kind, subtype) = if range == "*" { ("*", "*") } else { range.split_once('/')? };
+        let mut clause = Clause { kind, subtype, params: Vec::new(), quality: 1.0 };
+        for (name, value) in parts.filter_map(|p| p.split_once('=')) {
+            match name.trim() {
+                "q" => clause.quality = value.trim().parse().unwrap_or(1.0),
+                name => clause.params.push((name, value.trim())),
+            }
+        }
+        Some(clause)
+    }
+
+    /// Is this media type one that the clause asks for?
+    pub fn takes(&self, media_type: &str) -> bool {
+        let is = |range: &str, one: &str| range == "*" || range == one;
+        media_type.split_once('/').is_some_and(|(kind, subtype)| is(self.kind, kind) && is(self.subtype, subtype))
+    }
+
+    fn param(&self, name: &str) -> &'a str {
+        self.params.iter().rfind(|(n, _)| *n == name).map_or("", |(_, v)| v)
+    }
+
+    fn want(&self, offers: Offers) -> Option<Want> {
+        let (media, _) = [(Media::Json, JSON), (Media::Yaml, YAML), (Media::Protobuf, PROTOBUF)].into_iter().find(|(_, name)| self.takes(name))?;
+        let stream = self.param("stream");
+        let streams = stream.is_empty() || stream == "watch" && media != Media::Yaml;
+        let shape = self.shape(media, offers).filter(|_| streams)?;
+        Some(Want { shape, media, pretty: self.param("pretty") == "1" })
+    }
+
+    fn shape(&self, media: Media, offers: Offers) -> Option<Shape> {
+        let version = match (self.param("g"), self.param("v")) {
+            ("meta.k8s.io", "v1") => "meta.k8s.io/v1",
+            ("meta.k8s.io", "v1beta1") => "meta.k8s.io/v1beta1",
+            ("apidiscovery.k8s.io", "v2") => "apidiscovery.k8s.io/v2",
+            _ => "",
+        };
+        let partly = matches!(offers, Offers::Metadata | Offers::Tables | Offers::Watch);
+        match (self.param("as"), version) {
+            ("", "") => Some(Shape::Object),
+            ("APIGroupDiscoveryList", "apidiscovery.k8s.io/v2") if offers == Offers::Discovery && media == Media::Json => Some(Shape::Discovery),
+            ("Table", version) if version.starts_with("meta") && media != Media::Protobuf => matches!(offers, Offers::Tables | Offers::Watch).then_some(Shape::Table(version)),
+            ("PartialObjectMetadata" | "PartialObjectMetadataList", version) if version.starts_with("meta") => partly.then_some(Shape::Metadata(version)),
+            _ => None,
+        }
+    }
+}
+
+/// The clauses of `Accept`, best first: by quality, then the more specific. None if the client does not say.
+pub fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
+    let values = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let mut clauses: Vec<_> = values.flat_map(|v| v.split(',')).filter_map(Clause::parse).collect();
+    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality).then_with(|| Reverse((a.kind != "*", a.subtype != "*")).cmp(&Reverse((b.kind != "*", b.subtype != "*")))));
+    clauses
+}
+
+/// The first clause that can be served. Errors: 406.
+pub fn accept(headers: &HeaderMap, query: &Query, offers: Offers) -> Result<Want, Status> {
+    let clauses = clauses(headers);
+    let mut want = if headers.get(ACCEPT).is_none_or(|v| v.is_empty()) {
+        Want::JSON
+    } else {
+        let refused = || Status::not_acceptable(if offers == Offers::Watch { &STREAMED } else { &SUPPORTED });
+        clauses.iter().find_map(|clause| clause.want(offers)).filter(|want| offers != Offers::Watch || want.media != Media::Yaml).ok_or_else(refused)?
     };
-    Some(Want { shape, yaml })
+    want.pretty = want.media == Media::Json && offers != Offers::Watch && (want.pretty || wants_pretty(headers, query));
+    Ok(want)
+}
+
+/// How to say no: as an object, in JSON if nothing else fits.
+pub fn accept_error(headers: &HeaderMap, query: &Query) -> Want {
+    accept(headers, query, Offers::Objects).unwrap_or(Want::JSON)
+}
+
+/// Asked for, or the client is one that people look at.
+fn wants_pretty(headers: &HeaderMap, query: &Query) -> bool {
+    if !query.get("pretty").is_empty() {
+        return query.flag("pretty");
+    }
+    let agent = headers.get(USER_AGENT).map_or(&[][..], |v| v.as_bytes());
+    [&b"curl"[..], b"Wget", b"Mozilla/5.0"].iter().any(|human| agent.starts_with(human))
 }
 
 /// The body's form, from `Content-Type`; none means JSON.
@@ -84,23 +180,38 @@ pub fn media_type(value: &str) -> &str {
 mod tests {
     use super::*;
 
+    const META: &str = "meta.k8s.io/v1";
+
     #[test]
     fn takes_the_first_clause_it_can_serve() {
+        let (object, table, metadata) = (Shape::Object, Shape::Table(META), Shape::Metadata(META));
+        let (json, yaml, protobuf) = (Media::Json, Media::Yaml, Media::Protobuf);
+        let tables = "application/json;as=Table;v=v1;g=meta.k8s.io";
         let cases = [
-            ("", Some((Shape::Object, false))),
-            ("application/vnd.kubernetes.protobuf, */*", Some((Shape::Object, false))),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some((Shape::Table, false))),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json", Some((Shape::Metadata, false))),
-            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", Some((Shape::Discovery, false))),
-            ("application/yaml", Some((Shape::Object, true))),
-            ("text/html", None),
+            ("", Offers::Tables, Some((object, json))),
+            ("application/vnd.kubernetes.protobuf, */*", Offers::Tables, Some((object, protobuf))),
+            ("application/json, application/vnd.kubernetes.protobuf", Offers::Tables, Some((object, json))),
+            ("application/json;q=0.5, application/vnd.kubernetes.protobuf", Offers::Tables, Some((object, protobuf))),
+            ("*/*, application/yaml", Offers::Tables, Some((object, yaml))),
+            ("application/*", Offers::Tables, Some((object, json))),
+            (&format!("{tables},application/json"), Offers::Tables, Some((table, json))),
+            (&format!("{tables},application/json"), Offers::Objects, Some((object, json))),
+            (tables, Offers::Metadata, None),
+            ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json", Offers::Tables, Some((object, json))),
+            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json", Offers::Tables, Some((metadata, protobuf))),
+            ("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v2", Offers::Tables, None),
+            ("application/vnd.kubernetes.protobuf;stream=watch,application/json;stream=watch", Offers::Watch, Some((object, protobuf))),
+            ("application/yaml", Offers::Watch, None),
+            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", Offers::Discovery, Some((Shape::Discovery, json))),
+            ("text/html", Offers::Tables, None),
         ];
-        for (header, expected) in cases {
+        for (header, offers, expected) in cases {
             let mut headers = HeaderMap::new();
             if !header.is_empty() {
                 headers.insert(ACCEPT, header.parse().unwrap());
             }
-            assert_eq!(accept(&headers).ok().map(|w| (w.shape, w.yaml)), expected, "{header}");
+            let got = accept(&headers, &Query::default(), offers).ok().map(|w| (w.shape, w.media));
+            assert_eq!(got, expected, "{header} {offers:?}");
         }
     }
 }

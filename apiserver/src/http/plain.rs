@@ -57,7 +57,7 @@ pub fn serve(app: &App, call: &Call) -> Result<Answer, Status> {
         auth::token::Discovery::KEY_SET_PATH => Ok(token_document("application/jwk-set+json", &app.token_discovery.key_set)),
         "/openapi/v2" | "/openapi/v3" => crate::openapi::serve(call),
         path if path.starts_with("/openapi/v3/") => crate::openapi::serve(call),
-        path => app.discovery.serve(path, call.want.shape == Shape::Discovery, &call.headers).ok_or_else(Status::no_such_resource),
+        path => app.discovery.serve(path, call),
     }
 }
 
@@ -114,9 +114,10 @@ fn note(app: &App, call: &Call) -> Result<Answer, Status> {
 
 /// Components report their health themselves; this old resource is served, and empty.
 pub fn no_components(call: &Call) -> Answer {
-    if call.want.shape == Shape::Table {
-        let table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "columnDefinitions": [], "rows": []});
-        return respond::json(200, &table);
-    }
-    respond::json(200, &json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}))
+    let body = match call.want.shape {
+        Shape::Table(version) => json!({"kind": "Table", "apiVersion": version, "metadata": {}, "columnDefinitions": [], "rows": []}),
+        Shape::Metadata(version) => json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": {}, "items": []}),
+        _ => json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}),
+    };
+    respond::tree(200, &body, call.want)
 }

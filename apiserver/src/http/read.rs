@@ -3,20 +3,18 @@
 //! A list is the concatenation of bytes that records already hold. `limit`/`continue` page through one snapshot.
 //! Upstream counterparts: `endpoints/handlers/get.go`, `storage/continue.go`, `storage/cacher/delegator.go` (v1.33).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use api::selector::{FieldSelector, LabelSelector};
-use api::{Key, Status};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use api::Status;
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use schema::Media;
+use serde_json::{Value, json};
 
 use super::info::Query;
 use super::negotiate::{Shape, Want};
+use super::options::{Continue, ListOptions, parse_version};
 use super::respond::{self, Answer};
 use super::table::{self, Include};
 use super::watch;
@@ -24,27 +22,25 @@ use super::{App, Call};
 use crate::registry::Target;
 use crate::registry::cache::{Listing, Selection};
 use crate::registry::record::{Form, Record};
-use crate::registry::write::plain_error;
 
 /// How long a read waits for a revision the server has not seen yet.
 const CATCH_UP: Duration = Duration::from_secs(3);
-const MATCH_EXACT: &str = "Exact";
-const MATCH_NOT_OLDER: &str = "NotOlderThan";
 
 /// One object in the shape the client wants.
 pub fn show(target: &Target, record: &Record, want: Want, query: &Query, code: u16) -> Answer {
     match want.shape {
-        Shape::Table => {
+        Shape::Table(version) => {
             let api_version = target.kind.api_version(target.version);
-            let row = table::row(target.kind, record, Include::parse(query.get("includeObject")), &api_version, Timestamp::now());
-            respond::object(code, table::single(target.kind, record.revision, &row, true), want.yaml)
+            let row = table::row(target.kind, record, Include::parse(query.get("includeObject")), version, &api_version, Timestamp::now());
+            respond::object(code, table::single(target.kind, version, record.revision, &row, true), want)
         }
-        shape => respond::object(code, record.form(form(target, shape)), want.yaml),
+        _ => respond::object(code, record.form(form(target, want)), want),
     }
 }
 
-fn form(target: &Target, shape: Shape) -> Form {
-    Form { group: target.kind.group, version: target.version, metadata_only: shape == Shape::Metadata }
+pub fn form(target: &Target, want: Want) -> Form {
+    let metadata = if let Shape::Metadata(version) = want.shape { Some(version) } else { None };
+    Form { group: target.kind.group, version: target.version, metadata, protobuf: want.media == Media::Protobuf }
 }
 
 pub async fn get(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
@@ -54,15 +50,6 @@ pub async fn get(app: &App, call: &Call, target: &Target) -> Result<Answer, Stat
     }
     let record = app.registry.find(target)?;
     Ok(show(target, &record, call.want, &call.query, 200))
-}
-
-/// `None` = the most recent; 0 = any.
-fn parse_version(text: &str) -> Result<Option<u64>, Status> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let invalid = || Status::bad_request(format!("Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"));
-    text.parse().map(Some).map_err(|_| invalid())
 }
 
 async fn reach(app: &App, revision: u64) -> Result<(), Status> {
@@ -108,160 +95,114 @@ fn stored_field<'a>(target: &Target, field: &'a str) -> Result<&'a str, Status> 
 }
 
 pub async fn list(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let options = ListOptions::parse(&call.query, false)?;
     let selection = selection(call, target)?;
-    let query = &call.query;
-    let limit: usize = query.get("limit").parse().unwrap_or(0);
-    let from = Start::parse(query)?;
-    match (&from.at, query.get("resourceVersion")) {
-        (Some(revision), _) => reach(app, *revision).await?,
-        (None, "") => app.registry.catch_up().await?,
-        (None, version) => reach(app, parse_version(version)?.unwrap_or(0)).await?,
+    match options.snapshot().or(options.version) {
+        Some(revision) => reach(app, revision).await?,
+        None => app.registry.catch_up().await?,
     }
     let applied = app.registry.cache.applied();
     let records = app.registry.records(target.kind)?;
-    let listing = records.list(&selection, from.at, from.after.as_ref(), limit, applied).map_err(|_| from.expired())?;
+    let after = options.from.as_ref().map(|from| &from.after);
+    let listing = records.list(&selection, options.snapshot(), after, options.limit, applied).map_err(|_| expired(options.from.as_ref()))?;
     Ok(write_list(call, target, listing, !selection.filters()))
 }
 
-/// Where a list starts.
-struct Start {
-    at: Option<u64>,
-    after: Option<Key>,
+/// The snapshot is gone; a client that was paging may go on in the present.
+fn expired(from: Option<&Continue>) -> Status {
+    let Some(from) = from else { return Status::expired("The resourceVersion for the provided list is too old.") };
+    let token = Continue { revision: None, ..from.clone() }.encode();
+    Status::expired("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.").with_continue(token)
 }
 
-/// Upstream's continue token, base64 of this JSON.
-#[derive(Serialize, Deserialize)]
-struct Token {
-    v: String,
-    rv: u64,
-    start: String,
-}
-
-impl Start {
-    fn parse(query: &Query) -> Result<Self, Status> {
-        let (token, version, matching) = (query.get("continue"), query.get("resourceVersion"), query.get("resourceVersionMatch"));
-        if !token.is_empty() {
-            if !version.is_empty() && version != "0" {
-                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
-            }
-            let invalid = || Status::bad_request("continue key is not valid: illegal base64 data or unknown format");
-            let decoded = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
-            let token: Token = serde_json::from_slice(&decoded).map_err(|_| invalid())?;
-            let Ok(after) = token.start.trim_end_matches('\0').parse();
-            return Ok(Start { at: Some(token.rv), after: Some(after) });
-        }
-        if !matching.is_empty() && version.is_empty() {
-            return Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"));
-        }
-        let at = match matching {
-            "" | MATCH_NOT_OLDER => None,
-            MATCH_EXACT => parse_version(version)?,
-            other => {
-                let message = format!("resourceVersionMatch: Unsupported value: {other:?}: supported values: \"Exact\", \"NotOlderThan\", \"\"");
-                return Err(Status::bad_request(message));
-            }
-        };
-        if at == Some(0) {
-            return Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
-        }
-        Ok(Start { at, after: None })
-    }
-
-    fn expired(&self) -> Status {
-        Status::expired(if self.after.is_some() {
-            "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.".to_owned()
-        } else {
-            "The resourceVersion for the provided list is too old.".to_owned()
-        })
-    }
-}
-
-fn list_meta(listing: &Listing, count: bool) -> String {
+fn list_meta(listing: &Listing, count: bool) -> Value {
     let mut meta = json!({"resourceVersion": listing.revision.to_string()});
     if let (Some(remaining), Some(last)) = (listing.remaining, listing.records.last()) {
-        let token = Token { v: "meta.k8s.io/v1".into(), rv: listing.revision, start: format!("{}\0", last.key) };
-        let encoded = serde_json::to_vec(&token).unwrap_or_default();
-        meta["continue"] = URL_SAFE_NO_PAD.encode(encoded).into();
+        meta["continue"] = Continue { after: last.key.clone(), revision: Some(listing.revision) }.encode().into();
         if count {
             meta["remainingItemCount"] = remaining.into();
         }
     }
-    meta.to_string()
+    meta
 }
 
 fn write_list(call: &Call, target: &Target, listing: Listing, count: bool) -> Answer {
-    let meta = list_meta(&listing, count);
-    let (api_version, want) = (target.kind.api_version(target.version), call.want);
-    let (head, tail): (String, &'static [u8]) = match want.shape {
-        Shape::Table => {
-            let columns = table::definitions(target.kind);
-            (format!(r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":{columns},"rows":["#), b"]}\n")
-        }
-        Shape::Metadata => (format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#), b"]}\n"),
-        _ => (format!(r#"{{"kind":"{}List","apiVersion":"{api_version}","metadata":{meta},"items":["#, target.kind.kind), b"]}\n"),
-    };
+    let (meta, want) = (list_meta(&listing, count), call.want);
     let size: usize = listing.records.iter().map(|r| r.json().len()).sum();
-    let (target, include, now) = (target.clone(), Include::parse(call.query.get("includeObject")), Timestamp::now());
-    let item = move |record: &Arc<Record>| match want.shape {
-        Shape::Table => table::row(target.kind, record, include, &api_version, now),
-        shape => record.form(form(&target, shape)),
+    let (kind, api_version) = match want.shape {
+        Shape::Table(version) => ("Table".to_owned(), version.to_owned()),
+        Shape::Metadata(version) => ("PartialObjectMetadataList".to_owned(), version.to_owned()),
+        _ => (format!("{}List", target.kind.kind), target.kind.api_version(target.version)),
     };
+    if want.media == Media::Protobuf {
+        let form = form(target, want);
+        let items = listing.records.iter().map(|record| schema::message_of(&record.form(form))).collect();
+        return respond::pieces(want.content_type(), size, call.gzip, schema::protobuf_list(&api_version, &kind, &meta, items));
+    }
+    let contents = match want.shape {
+        Shape::Table(_) => format!(r#""columnDefinitions":{},"rows""#, table::definitions(target.kind)),
+        _ => "\"items\"".to_owned(),
+    };
+    let head = format!(r#"{{"kind":"{kind}","apiVersion":"{api_version}","metadata":{meta},{contents}:["#);
+    let item = item_writer(call, target);
     let items = listing.records.into_iter().enumerate().flat_map(move |(at, record)| {
         let comma = (at > 0).then(|| Bytes::from_static(b","));
         comma.into_iter().chain([item(&record)])
     });
-    let pieces = [Bytes::from(head)].into_iter().chain(items).chain([Bytes::from_static(tail)]);
-    if want.yaml {
-        let whole: Vec<u8> = pieces.fold(Vec::new(), |mut all, piece| {
+    let pieces = [Bytes::from(head)].into_iter().chain(items).chain([Bytes::from_static(b"]}\n")]);
+    if want.media == Media::Yaml || want.pretty {
+        let whole = pieces.fold(Vec::new(), |mut all, piece| {
             all.extend_from_slice(&piece);
             all
         });
-        return respond::object(200, whole.into(), true);
+        return respond::object(200, whole.into(), want);
     }
-    respond::pieces("application/json", size, call.gzip, pieces)
+    respond::pieces(want.content_type(), size, call.gzip, pieces)
+}
+
+/// How one object of a list is written in JSON.
+fn item_writer(call: &Call, target: &Target) -> impl Fn(&Record) -> Bytes + Send + use<> {
+    let (kind, shape, form, now) = (target.kind, call.want.shape, form(target, call.want), Timestamp::now());
+    let (include, api_version) = (Include::parse(call.query.get("includeObject")), target.kind.api_version(target.version));
+    move |record| match shape {
+        Shape::Table(version) => table::row(kind, record, include, version, &api_version, now),
+        // Objects of YAML are JSON until the end.
+        _ => record.form(form),
+    }
 }
 
 pub async fn watch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
+    let options = ListOptions::parse(&call.query, true)?;
     let mut selection = selection(call, target)?;
-    if !target.key.name.is_empty() && !selection.fields.requirements().iter().any(|r| r.field == "metadata.name") {
-        let text = [format!("metadata.name={}", target.key.name), selection.fields.to_string()].join(",");
-        selection.fields = FieldSelector::parse(text.trim_end_matches(',')).map_err(|e| Status::bad_request(e.to_string()))?;
+    if !target.key.name.is_empty() {
+        select_name(&mut selection, &target.key.name)?;
     }
-    let query = &call.query;
-    let version = parse_version(query.get("resourceVersion"))?;
-    let streaming_list = query.flag("sendInitialEvents");
-    let bookmarks = query.flag("allowWatchBookmarks");
-    if query.has("sendInitialEvents") && query.get("resourceVersionMatch") != MATCH_NOT_OLDER {
-        return Err(plain_invalid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
-    }
-    match version {
+    let initial = options.send_initial_events.unwrap_or(matches!(options.version, None | Some(0)));
+    match options.version {
         None => app.registry.catch_up().await?,
-        Some(revision) if streaming_list => reach(app, revision).await?,
+        Some(revision) if initial => reach(app, revision).await?,
         Some(_) => {}
     }
-    let no_initial = query.has("sendInitialEvents") && !streaming_list;
-    let initial = streaming_list || !no_initial && matches!(version, None | Some(0));
-    let after = match version {
-        None | Some(0) => app.registry.cache.applied(),
-        Some(revision) => revision,
-    };
-    let seconds: Option<u64> = query.get("timeoutSeconds").parse().ok().filter(|s| *s > 0);
     let request = watch::Request {
         target: target.clone(),
         selection,
-        shape: call.want.shape,
-        include: Include::parse(query.get("includeObject")),
+        want: call.want,
+        include: Include::parse(call.query.get("includeObject")),
         initial,
-        mark_initial: streaming_list && bookmarks,
-        after,
-        bookmarks,
-        timeout: seconds.map(Duration::from_secs),
+        mark_initial: options.send_initial_events == Some(true) && options.bookmarks,
+        after: options.version.filter(|version| *version > 0).unwrap_or_else(|| app.registry.cache.applied()),
+        bookmarks: options.bookmarks,
+        timeout: options.timeout,
     };
     watch::stream(app.registry.cache.clone(), request, app.shutdown.clone())
 }
 
-fn plain_invalid(why: &str) -> Status {
-    let mut status = plain_error(&format!("ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: {why}"));
-    (status.code, status.reason) = (422, api::status::Reason::Invalid);
-    status
+/// A watch of one name is a watch by field.
+fn select_name(selection: &mut Selection, name: &str) -> Result<(), Status> {
+    if selection.fields.is_everything() {
+        selection.fields = FieldSelector::parse(&format!("metadata.name={name}")).map_err(|e| Status::bad_request(e.to_string()))?;
+    } else if selection.fields.exact("metadata.name") != Some(name) {
+        return Err(Status::bad_request("fieldSelector metadata.name doesn't match requested name"));
+    }
+    Ok(())
 }

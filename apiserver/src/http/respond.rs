@@ -15,8 +15,12 @@ use http::{Response, StatusCode};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
+use schema::Media;
 use serde::Serialize;
 use serde_json::Value;
+
+use super::negotiate::Want;
+use crate::registry::record;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
@@ -45,7 +49,7 @@ pub fn json(code: u16, body: &impl Serialize) -> Answer {
             encoded.push(b'\n');
             bytes(code, "application/json", encoded)
         }
-        Err(error) => status(&Status::internal(error)),
+        Err(error) => status(&Status::internal(error), Want::JSON),
     }
 }
 
@@ -56,23 +60,34 @@ pub fn text(code: u16, body: impl Into<Bytes>) -> Answer {
 }
 
 /// A refusal as clients know it.
-pub fn status(status: &Status) -> Answer {
-    let mut answer = json(status.code, status);
+pub fn status(status: &Status, want: Want) -> Answer {
+    let mut answer = match serde_json::to_value(status) {
+        Ok(body) if want.media == Media::Protobuf => tree(status.code, &body, want),
+        // In the order in which people read it.
+        _ => object(status.code, serde_json::to_vec(status).unwrap_or_default().into(), want),
+    };
     if let Some(seconds) = status.details.as_ref().map(|d| d.retry_after_seconds).filter(|s| *s > 0) {
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     answer
 }
 
-/// One object's JSON, or the same as YAML.
-pub fn object(code: u16, encoded: Bytes, yaml: bool) -> Answer {
-    if !yaml {
-        return bytes(code, "application/json", encoded);
+/// An object that says its kind.
+pub fn tree(code: u16, tree: &Value, want: Want) -> Answer {
+    object(code, if want.media == Media::Protobuf { record::encode_protobuf(tree) } else { record::encode(tree) }.into(), want)
+}
+
+/// One object's bytes: protobuf, or JSON which may be wanted as YAML or for people's eyes.
+pub fn object(code: u16, encoded: Bytes, want: Want) -> Answer {
+    if want.media == Media::Protobuf || want.media == Media::Json && !want.pretty {
+        return bytes(code, want.content_type(), encoded);
     }
-    let tree: Result<Value, _> = serde_json::from_slice(&encoded);
-    match tree.map_err(|e| e.to_string()).and_then(|t| serde_yaml::to_string(&t).map_err(|e| e.to_string())) {
-        Ok(text) => bytes(code, "application/yaml", text),
-        Err(error) => status(&Status::internal(error)),
+    let text = serde_json::from_slice(&encoded).map_err(|e| e.to_string()).and_then(|tree: Value| {
+        if want.pretty { serde_json::to_string_pretty(&tree).map_err(|e| e.to_string()) } else { serde_yaml::to_string(&tree).map_err(|e| e.to_string()) }
+    });
+    match text {
+        Ok(text) => bytes(code, want.content_type(), text),
+        Err(error) => status(&Status::internal(error), Want::JSON),
     }
 }
 

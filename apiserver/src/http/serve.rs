@@ -3,6 +3,7 @@
 //! HTTP/2 limits are what Go clients expect: one connection carries all watches of a client.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,9 +40,9 @@ pub async fn serve(app: Arc<App>, listener: TcpListener, tls: Arc<ServerConfig>)
             () = app.shutdown.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
                 let (app, acceptor, server, watcher) = (app.clone(), acceptor.clone(), server.clone(), graceful.watcher());
-                tokio::spawn(async move { connection(app, stream, acceptor, server, watcher).await });
+                tokio::spawn(async move { connection(app, stream, from.ip(), acceptor, server, watcher).await });
             }
             Err(error) => {
                 // Out of descriptors, most likely: others have to end first.
@@ -71,7 +72,7 @@ fn server() -> auto::Builder<TokioExecutor> {
 }
 
 async fn connection(
-    app: Arc<App>, stream: TcpStream, acceptor: TlsAcceptor, server: Arc<auto::Builder<TokioExecutor>>,
+    app: Arc<App>, stream: TcpStream, from: IpAddr, acceptor: TlsAcceptor, server: Arc<auto::Builder<TokioExecutor>>,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
@@ -83,7 +84,7 @@ async fn connection(
         Err(_) => return tracing::debug!("TLS handshake timed out"),
     };
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let peer = Arc::new(Peer { certificates: certificates.iter().map(|c| c.clone().into_owned()).collect() });
+    let peer = Arc::new(Peer { address: Some(from), certificates: certificates.iter().map(|c| c.clone().into_owned()).collect() });
     let service = service_fn(move |request: Request<Incoming>| {
         let (app, peer) = (app.clone(), peer.clone());
         async move { Ok::<_, Infallible>(handle(app, peer, request).await) }

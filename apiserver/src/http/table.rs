@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use kinds::Kind;
 use serde_json::{Value, json};
 
+use super::negotiate::MetaVersion;
 use crate::registry::record::{self, Record};
 
 /// How much of the object comes with each row.
@@ -34,22 +35,23 @@ pub fn definitions(kind: &Kind) -> Value {
 }
 
 /// One row. Cells change with the clock (ages), so rows are not kept.
-pub fn row(kind: &Kind, record: &Record, include: Include, api_version: &str, now: Timestamp) -> Bytes {
+/// `version` is the table's, `api_version` the object's.
+pub fn row(kind: &Kind, record: &Record, include: Include, version: MetaVersion, api_version: &str, now: Timestamp) -> Bytes {
     let tree = record.value();
     let cells: Vec<Value> = kind.columns.iter().map(|column| column.render(&tree, now)).collect();
     let object = match include {
         Include::None => Value::Null,
-        Include::Metadata => record::partial_metadata(&tree),
+        Include::Metadata => record::partial_metadata(&tree, version),
         Include::Object => kinds::convert(tree, api_version),
     };
     Bytes::from(record::encode(&json!({"cells": cells, "object": object})))
 }
 
 /// A Table of one row, as a watch sends it; columns come with the first only.
-pub fn single(kind: &Kind, revision: u64, row: &Bytes, with_columns: bool) -> Bytes {
+pub fn single(kind: &Kind, version: MetaVersion, revision: u64, row: &Bytes, with_columns: bool) -> Bytes {
     let columns = if with_columns { definitions(kind) } else { Value::Null };
     let head = format!(
-        r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{{"resourceVersion":"{revision}"}},"columnDefinitions":{columns},"rows":["#
+        r#"{{"kind":"Table","apiVersion":"{version}","metadata":{{"resourceVersion":"{revision}"}},"columnDefinitions":{columns},"rows":["#
     );
     Bytes::from([head.as_bytes(), row, b"]}"].concat())
 }

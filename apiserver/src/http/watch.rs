@@ -1,4 +1,4 @@
-//! Watch: a cursor into a kind's ring of events, written as JSON frames.
+//! Watch: a cursor into a kind's ring of events, written as frames of JSON or protobuf.
 //!
 //! A slow client costs only its own connection; one that falls behind the ring is told 410 `Expired` in an ERROR event.
 //! Upstream counterparts: `apiserver/pkg/endpoints/handlers/watch.go`, `storage/cacher/cache_watcher.go` (v1.33).
@@ -14,28 +14,31 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use jiff::Timestamp;
 use rand::Rng;
-use serde_json::json;
+use schema::Media;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::negotiate::Shape;
+use super::negotiate::{Shape, Want};
+use super::read;
 use super::respond::{Answer, BoxError};
 use super::table::{self, Include};
 use crate::registry::Target;
 use crate::registry::cache::{Cache, Selection, Told};
-use crate::registry::record::{Form, Record};
+use crate::registry::record::{self, Record};
 
 const BATCH: usize = 256;
 /// As upstream: a bookmark a minute tells an idle watcher how far it is.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 const MIN_TIMEOUT: u64 = 1800;
 
 /// What a watch request asks for.
 pub struct Request {
     pub target: Target,
     pub selection: Selection,
-    pub shape: Shape,
+    pub want: Want,
     pub include: Include,
     /// Deliver what exists first.
     pub initial: bool,
@@ -66,13 +69,14 @@ pub fn stream(cache: Arc<Cache>, request: Request, shutdown: CancellationToken) 
     let timeout = request.timeout.unwrap_or_else(|| Duration::from_secs(rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT)));
     let news = records.subscribe();
     let now = Instant::now();
+    let content_type = if request.want.media == Media::Protobuf { "application/vnd.kubernetes.protobuf;stream=watch" } else { "application/json" };
     let watcher = Watcher {
         cursor: request.after,
         cache,
         request,
         news,
         deadline: now + timeout,
-        next_bookmark: now + BOOKMARK_EVERY,
+        next_bookmark: bookmark_after(now, now + timeout),
         started: false,
         columns_sent: false,
         ended: false,
@@ -83,7 +87,7 @@ pub fn stream(cache: Arc<Cache>, request: Request, shutdown: CancellationToken) 
         Some((Ok::<_, BoxError>(Frame::data(chunk)), watcher))
     });
     let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     Ok(response)
 }
 
@@ -109,8 +113,8 @@ impl Watcher {
             }
             tokio::select! {
                 changed = self.news.changed() => changed.ok()?,
-                () = tokio::time::sleep_until(self.next_bookmark), if self.request.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                () = tokio::time::sleep_until(self.next_bookmark), if self.request.bookmarks && self.next_bookmark < self.deadline => {
+                    self.next_bookmark = bookmark_after(Instant::now(), self.deadline);
                     // Read before the events: all of this kind's events up to here are then in the ring.
                     let applied = self.cache.applied();
                     let late = self.gather();
@@ -160,7 +164,7 @@ impl Watcher {
             Err(expired) => {
                 self.ended = true;
                 let status = Status::expired(format!("too old resource version: {} ({})", self.cursor, expired.oldest));
-                write_frame(&mut out, "ERROR", json!(status).to_string().as_bytes());
+                self.write_tree(&mut out, "ERROR", &json!(status));
             }
         }
         out.freeze()
@@ -168,41 +172,63 @@ impl Watcher {
 
     fn frame(&mut self, out: &mut BytesMut, kind: &str, record: &Record) {
         let target = &self.request.target;
-        match self.request.shape {
-            Shape::Table => {
-                let row = table::row(target.kind, record, self.request.include, &target.kind.api_version(target.version), Timestamp::now());
-                let table = table::single(target.kind, record.revision, &row, !self.columns_sent);
-                self.columns_sent = true;
-                write_frame(out, kind, &table);
+        let object = match self.request.want.shape {
+            Shape::Table(version) => {
+                let row = table::row(target.kind, record, self.request.include, version, &target.kind.api_version(target.version), Timestamp::now());
+                let with_columns = !std::mem::replace(&mut self.columns_sent, true);
+                table::single(target.kind, version, record.revision, &row, with_columns)
             }
-            shape => {
-                let form = Form { group: target.kind.group, version: target.version, metadata_only: shape == Shape::Metadata };
-                write_frame(out, kind, &record.form(form));
-            }
-        }
+            _ => record.form(read::form(target, self.request.want)),
+        };
+        self.write(out, kind, &object);
     }
 
     fn bookmark(&self, revision: u64, ends_initial: bool) -> Bytes {
         let target = &self.request.target;
-        let (kind, api_version) = match self.request.shape {
-            Shape::Metadata => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
+        let (kind, api_version) = match self.request.want.shape {
+            Shape::Metadata(version) => ("PartialObjectMetadata", version.to_owned()),
             _ => (target.kind.kind, target.kind.api_version(target.version)),
         };
         let mut object = json!({"kind": kind, "apiVersion": api_version, "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null}});
         if ends_initial {
             object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
-        if self.request.shape == Shape::Table {
-            let row = Bytes::from(json!({"cells": [], "object": object}).to_string());
-            object = serde_json::from_slice(&table::single(target.kind, revision, &row, false)).unwrap_or(object);
-        }
         let mut out = BytesMut::new();
-        write_frame(&mut out, "BOOKMARK", object.to_string().as_bytes());
+        match self.request.want.shape {
+            Shape::Table(version) => {
+                let row = Bytes::from(json!({"cells": [], "object": object}).to_string());
+                self.write(&mut out, "BOOKMARK", &table::single(target.kind, version, revision, &row, false));
+            }
+            _ => self.write_tree(&mut out, "BOOKMARK", &object),
+        }
         out.freeze()
+    }
+
+    fn write_tree(&self, out: &mut BytesMut, kind: &str, tree: &Value) {
+        let object = if self.request.want.media == Media::Protobuf { record::encode_protobuf(tree) } else { record::encode(tree) };
+        self.write(out, kind, &object);
+    }
+
+    fn write(&self, out: &mut BytesMut, kind: &str, object: &[u8]) {
+        if self.request.want.media == Media::Protobuf {
+            out.extend_from_slice(&schema::watch_event(kind, object));
+        } else {
+            write_json(out, kind, object);
+        }
     }
 }
 
-fn write_frame(out: &mut BytesMut, kind: &str, object: &[u8]) {
+/// About every minute, and once more just before the end, so that the client's next watch starts from there.
+fn bookmark_after(now: Instant, deadline: Instant) -> Instant {
+    let regular = now + BOOKMARK_EVERY.mul_f64(rand::rng().random_range(1.0..1.25));
+    match deadline.checked_sub(BOOKMARK_BEFORE_END) {
+        Some(last) if last < regular && last > now => last,
+        Some(last) if last < regular => deadline,
+        _ => regular,
+    }
+}
+
+fn write_json(out: &mut BytesMut, kind: &str, object: &[u8]) {
     out.extend_from_slice(b"{\"type\":\"");
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(b"\",\"object\":");

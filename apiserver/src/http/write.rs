@@ -10,7 +10,7 @@ use kinds::Served;
 use schema::{FieldValidation, Media};
 use serde_json::{Value, json};
 
-use super::negotiate::{self, media_type};
+use super::negotiate::{self, Want, media_type};
 use super::read::show;
 use super::respond::{self, Answer};
 use super::{App, Call, read};
@@ -80,17 +80,17 @@ pub async fn create(app: &App, call: &Call, target: &Target) -> Result<Answer, S
         let mut pod = Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
         pod.subresource = "binding".into();
         app.registry.bind(&call.caller, &pod, &body, &call.write_options()?).await?;
-        return Ok(success(201));
+        return Ok(success(201, call));
     }
     if let Some(answer) = app.registry.review(&call.caller, &app.authenticator, target, &body)? {
-        return Ok(respond::object(201, record::encode(&answer).into(), call.want.yaml));
+        return Ok(respond::tree(201, &answer, call.want));
     }
     let record = app.registry.create(&call.caller, target, body, &call.write_options()?).await?;
     Ok(show(target, &record, call.want, &call.query, 201))
 }
 
-fn success(code: u16) -> Answer {
-    respond::json(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code}))
+fn success(code: u16, call: &Call) -> Answer {
+    respond::tree(code, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code}), call.want)
 }
 
 async fn create_subresource(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
@@ -100,11 +100,11 @@ async fn create_subresource(app: &App, call: &Call, target: &Target) -> Result<A
     match target.subresource.as_str() {
         "binding" => {
             app.registry.bind(&call.caller, target, &body, &call.write_options()?).await?;
-            Ok(success(201))
+            Ok(success(201, call))
         }
         "eviction" => {
             app.registry.evict(&call.caller, target, &body, &call.write_options()?).await?;
-            Ok(success(201))
+            Ok(success(201, call))
         }
         "token" => token(app, call, target, body),
         _ => Err(Status::method_not_allowed()),
@@ -115,7 +115,7 @@ fn token(app: &App, call: &Call, target: &Target, body: Value) -> Result<Answer,
     let body = serde_json::from_value(with_spec(body)).map_err(|e| Status::bad_request(e.to_string()))?;
     let request = auth::token::Request { namespace: &target.key.namespace, name: &target.key.name, body, now: call.caller.now };
     let issued = app.issuer.issue(request, &*app.registry.cache)?;
-    Ok(respond::json(201, &issued.body))
+    Ok(respond::tree(201, &serde_json::to_value(&issued.body).map_err(Status::internal)?, call.want))
 }
 
 /// A TokenRequest may come without a spec; what it says of a status is nothing.
@@ -205,7 +205,7 @@ async fn rescale(app: &App, call: &Call, target: &Target, edit: &(dyn Fn(Value) 
     let change = |old: &Value| scale::rescale(target, old, edit);
     let record = app.registry.update(&call.caller, target, Part::Main, &options, &change).await?;
     let shown = scale::show(target, &record)?;
-    Ok(respond::object(200, record::encode(&shown).into(), call.want.yaml))
+    Ok(respond::tree(200, &shown, call.want))
 }
 
 pub async fn patch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
@@ -275,10 +275,10 @@ pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     }
     match app.registry.delete(&call.caller, target, &options).await? {
         Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => Ok(show(target, &record, call.want, &call.query, 200)),
-        Deleted::Gone(record) => Ok(respond::json(200, &json!({
+        Deleted::Gone(record) => Ok(respond::tree(200, &json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
             "details": details(target, &record),
-        }))),
+        }), call.want)),
         Deleted::Waiting(record) => {
             let accepted = options.orphan_dependents == Some(false);
             Ok(show(target, &record, call.want, &call.query, if accepted { 202 } else { 200 }))
@@ -300,17 +300,18 @@ pub async fn delete_collection(app: &App, call: &Call, target: &Target) -> Resul
     app.registry.catch_up().await?;
     let all = Target { key: api::Key::new(target.key.namespace.clone(), ""), ..target.clone() };
     let records = app.registry.delete_collection(&call.caller, &all, &selection, &options).await?;
-    let items: Vec<Value> = records.iter().map(|r| record::project(r.value(), record::Form { group: target.kind.group, version: target.version, metadata_only: false })).collect();
-    Ok(respond::json(200, &json!({
+    let form = read::form(target, Want::JSON);
+    let items: Vec<Value> = records.iter().map(|r| record::project(r.value(), form)).collect();
+    Ok(respond::tree(200, &json!({
         "kind": format!("{}List", target.kind.kind),
         "apiVersion": target.kind.api_version(target.version),
         "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
         "items": items,
-    })))
+    }), call.want))
 }
 
 /// GET of a subresource that has a shape of its own.
 pub fn show_scale(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
     let record = app.registry.find(target)?;
-    Ok(respond::object(200, record::encode(&scale::show(target, &record)?).into(), call.want.yaml))
+    Ok(respond::tree(200, &scale::show(target, &record)?, call.want))
 }

@@ -9,25 +9,27 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, anyhow};
-use api::key::{Key, api_version};
+use api::key::{Gvk, Key, api_version};
 
 use bytes::Bytes;
 use kinds::Kind;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-/// What of an object a client asked for, and in which group and version.
+/// What of an object a client asked for, in which group and version, and how encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Form {
     pub group: &'static str,
     pub version: &'static str,
-    pub metadata_only: bool,
+    /// Metadata only, as `PartialObjectMetadata` of this version of `meta.k8s.io`.
+    pub metadata: Option<&'static str>,
+    pub protobuf: bool,
 }
 
 impl Form {
     /// The form in which objects of `kind` are stored.
     pub fn stored(kind: &Kind) -> Self {
-        Form { group: kind.group, version: kind.storage_version, metadata_only: false }
+        Form { group: kind.group, version: kind.storage_version, metadata: None, protobuf: false }
     }
 }
 
@@ -133,7 +135,8 @@ impl Record {
         if let Some((_, bytes)) = forms.iter().find(|(f, _)| *f == form) {
             return bytes.clone();
         }
-        let bytes = Bytes::from(encode(&project(self.value(), form)));
+        let tree = project(self.value(), form);
+        let bytes = Bytes::from(if form.protobuf { encode_protobuf(&tree) } else { encode(&tree) });
         forms.push((form, bytes.clone()));
         bytes
     }
@@ -147,15 +150,21 @@ fn kept_as_tree(kind: &Kind) -> bool {
 
 /// A storage-version tree in the asked form.
 pub fn project(tree: Value, form: Form) -> Value {
-    if form.metadata_only {
-        return partial_metadata(&tree);
+    match form.metadata {
+        Some(version) => partial_metadata(&tree, version),
+        None => kinds::convert(tree, &api_version(form.group, form.version)),
     }
-    kinds::convert(tree, &api_version(form.group, form.version))
 }
 
-/// `PartialObjectMetadata` of an object.
-pub fn partial_metadata(tree: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": tree["metadata"]})
+/// `PartialObjectMetadata` of an object. `version`: of `meta.k8s.io`.
+pub fn partial_metadata(tree: &Value, version: &str) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": tree["metadata"]})
+}
+
+/// A tree that says its kind, in protobuf with its envelope.
+pub fn encode_protobuf(tree: &Value) -> Vec<u8> {
+    let gvk = Gvk::from_api_version(tree["apiVersion"].as_str().unwrap_or_default(), tree["kind"].as_str().unwrap_or_default());
+    schema::encode_protobuf(&gvk, tree)
 }
 
 pub fn encode(tree: &Value) -> Vec<u8> {

@@ -326,7 +326,7 @@ fn exists(target: &Target, record: &Record) -> Status {
 
 /// An error upstream returns without a reason: 500 and the bare text.
 pub fn plain_error(message: &str) -> Status {
-    Status { code: 500, reason: api::status::Reason::Unknown, message: message.into(), details: None }
+    Status::new(500, api::status::Reason::Unknown, message)
 }
 
 /// The whole-object replacement a PUT asks for.

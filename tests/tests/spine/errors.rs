@@ -29,6 +29,10 @@ pub fn bad_input_is_refused_and_not_stored(spine: &Spine) -> Result<()> {
             "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {clusterIP: 1.2.3.4, ports: [{port: 80}]}".into(),
             "the provided IP (1.2.3.4) is not in the valid range",
         ),
+        (
+            "apiVersion: example.com/v1\nkind: Unknown\nmetadata: {name: u}".into(),
+            "error: resource mapping not found for name: \"u\" namespace: \"\" from \"STDIN\": no matches for kind \"Unknown\" in version \"example.com/v1\"\nensure CRDs are installed first",
+        ),
     ] {
         ensure_contains(&kubectl.fails_stdin("create -f -", &input)?, &[said])?;
     }

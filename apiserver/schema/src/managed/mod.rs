@@ -285,7 +285,7 @@ fn conflict(conflicts: &[(Identity, Set)]) -> Status {
             format!("Apply failed with {} conflicts: {}", causes.len(), lines.collect::<Vec<_>>().join("\n"))
         }
     };
-    Status { code: 409, reason: Reason::Conflict, message, details: None }.with_details(Details { causes, ..Details::default() })
+    Status::new(409, Reason::Conflict, message).with_details(Details { causes, ..Details::default() })
 }
 
 fn name(id: &Identity) -> String {

@@ -107,7 +107,7 @@ impl Shape for &'static Type {
 /// Upstream's `NewGenericServerResponse(422)`: says nothing of what went wrong.
 fn unprocessable() -> Status {
     let message = "the server rejected our request due to an error in our request";
-    Status { code: 422, reason: Reason::Invalid, message: message.to_owned(), details: Some(Box::default()) }.with_details(Details::default())
+    Status::new(422, Reason::Invalid, message).with_details(Details::default())
 }
 
 impl From<PatchError> for Status {
