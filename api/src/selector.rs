@@ -66,10 +66,13 @@ impl Requirement {
     }
 
     pub fn matches(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
+        self.matches_value(labels.get(&self.key).map(String::as_str))
+    }
+
+    fn matches_value(&self, value: Option<&str>) -> bool {
         match self.operator {
-            Operator::In => value.is_some_and(|v| self.values.contains(v)),
-            Operator::NotIn => value.is_none_or(|v| !self.values.contains(v)),
+            Operator::In => value.is_some_and(|v| self.values.iter().any(|one| one == v)),
+            Operator::NotIn => value.is_none_or(|v| self.values.iter().all(|one| one != v)),
             Operator::Exists => value.is_some(),
             Operator::DoesNotExist => value.is_none(),
             Operator::GreaterThan => self.compare(value).is_some_and(|o| o.is_gt()),
@@ -77,7 +80,7 @@ impl Requirement {
         }
     }
 
-    fn compare(&self, value: Option<&String>) -> Option<std::cmp::Ordering> {
+    fn compare(&self, value: Option<&str>) -> Option<std::cmp::Ordering> {
         let bound = self.values.first()?.parse::<i64>().ok()?;
         Some(value?.parse::<i64>().ok()?.cmp(&bound))
     }
@@ -162,6 +165,11 @@ impl LabelSelector {
 
     pub fn matches(&self, labels: &Labels) -> bool {
         !self.nothing && self.requirements.iter().all(|r| r.matches(labels))
+    }
+
+    /// For labels that are kept in another form than a map.
+    pub fn matches_by<'a>(&self, value_of: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.nothing && self.requirements.iter().all(|r| r.matches_value(value_of(&r.key)))
     }
 
     pub fn matches_opt(&self, labels: Option<&Labels>) -> bool {

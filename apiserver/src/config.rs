@@ -57,8 +57,8 @@ pub struct Config {
     /// Who signs kubelets' serving certificates. Default: the client CA.
     #[arg(long)]
     pub kubelet_certificate_authority: Option<PathBuf>,
-    /// Verbosity of the log, 0 to 5.
-    #[arg(short = 'v', long = "v", default_value_t = 1)]
+    /// How much to log: 0 warnings, 2 what happens, 4 each sync, 6 each request.
+    #[arg(short = 'v', long = "v", default_value_t = 2)]
     pub verbosity: u8,
 }
 

@@ -53,6 +53,7 @@ where
     F: Future<Output = Result<()>>,
 {
     init_logs(verbosity);
+    stay_small();
     https::install_crypto();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -74,6 +75,13 @@ where
             eprintln!("{name}: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where the kernel gives huge pages unasked, a heap with little in use would still hold two MiB for each of its corners.
+fn stay_small() {
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "huge pages stay on");
     }
 }
 

@@ -104,7 +104,7 @@ impl Selection {
 
     pub fn matches(&self, record: &Record) -> bool {
         self.namespace.as_ref().is_none_or(|ns| *ns == record.key.namespace)
-            && (self.labels.is_everything() || self.labels.matches(&record.labels))
+            && (self.labels.is_everything() || self.labels.matches_by(|key| record.label(key)))
             && (self.fields.is_everything() || self.fields.matches(|field| record.field(field)))
     }
 }

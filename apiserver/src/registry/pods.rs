@@ -166,7 +166,7 @@ pub fn set_condition(object: &mut Value, condition: Value) {
 
 fn covers(budget: &Value, pod: &Record) -> bool {
     let selector = budget.pointer("/spec/selector").and_then(|s| serde_json::from_value(s.clone()).ok());
-    selector.is_some_and(|selector| LabelSelector::from_k8s(Some(&selector)).is_ok_and(|s| s.matches(&pod.labels)))
+    selector.is_some_and(|selector| LabelSelector::from_k8s(Some(&selector)).is_ok_and(|s| s.matches_by(|key| pod.label(key))))
 }
 
 /// Pure: the budget with one disruption less, or 429 in upstream's words.

@@ -4,7 +4,6 @@
 //! and WATCH send the same bytes. Other forms (another served version, metadata only) are made when first asked for and kept.
 //! A record never changes. Upstream counterpart: `apiserver/pkg/storage/cacher` keeps decoded objects and encodes per client.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -38,7 +37,8 @@ pub struct Record {
     pub key: Key,
     pub revision: u64,
     pub uid: Box<str>,
-    pub labels: BTreeMap<String, String>,
+    /// By key. A map would take half a kilobyte for the first of them.
+    labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the kind's selectable fields, in the table's order.
     fields: Box<[String]>,
     json: Bytes,
@@ -60,8 +60,7 @@ impl Record {
         let (json, digits) = splice(stored, revision)?;
         let meta = &tree["metadata"];
         let labels = meta["labels"].as_object().map(|labels| {
-            let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-            labels.iter().map(|(k, v)| (k.clone(), text(v))).collect()
+            labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect()
         });
         Ok(Record {
             kind,
@@ -113,6 +112,10 @@ impl Record {
             return Arc::new(self.value());
         }
         self.tree.get_or_init(|| Arc::new(self.value())).clone()
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.iter().find(|(k, _)| **k == *key).map(|(_, value)| &**value)
     }
 
     pub fn field(&self, path: &str) -> Option<&str> {
