@@ -170,7 +170,8 @@ impl fmt::Display for Error {
 fn go_value(value: &Value) -> String {
     match value {
         Value::String(text) => go_quote(text),
-        Value::Null => "null".to_owned(),
+        // A nil pointer, which upstream replaces by this text before it prints.
+        Value::Null => "\"null\"".to_owned(),
         other => other.to_string(),
     }
 }

@@ -63,8 +63,9 @@ pub enum NameRule {
     Dns1123Label,
     Dns1035Label,
     PathSegment,
-    /// `<plural>.<group>` and the like: the strategy checks more than form.
     Ip,
+    /// Whatever fits into a URL.
+    Any,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +299,7 @@ impl NameRule {
             NameRule::Dns1035Label => names::is_dns1035_label(name),
             NameRule::PathSegment => names::is_path_segment_name(name),
             NameRule::Ip => names::is_valid_ip(name),
+            NameRule::Any => Vec::new(),
         }
     }
 }

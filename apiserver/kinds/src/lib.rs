@@ -23,6 +23,6 @@ pub mod validation;
 
 pub use convert::convert;
 pub use kind::{Column, Kind, NameRule, Propagation, ScalePaths, Selectable, Served, Storage, Subresource};
-pub use meta::{validate_object_meta, validate_object_meta_update};
+pub use meta::{validate_object_meta, validate_object_meta_update, validate_replacement};
 pub use strategy::{Generic, Strategy};
 pub use table::{KINDS, by_gvk, by_gvr, by_kind, by_resource};

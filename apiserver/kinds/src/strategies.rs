@@ -7,6 +7,7 @@ pub mod config;
 pub mod endpoints;
 pub mod event;
 pub mod extension;
+pub mod flow;
 pub mod network;
 pub mod pod;
 pub mod policy;

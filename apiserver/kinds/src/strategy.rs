@@ -9,6 +9,7 @@ use api::field::ErrorList;
 use serde_json::{Value, json};
 
 use crate::Kind;
+use crate::meta::{validate_object_meta, validate_object_meta_update};
 use crate::value::{child, copy_field, remove, set};
 
 pub trait Strategy: Sync {
@@ -35,13 +36,24 @@ pub trait Strategy: Sync {
         Vec::new()
     }
 
-    /// What is wrong with a replacement. By default it must be valid as a new object.
-    fn validate_update(&self, kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        self.validate(kind, new)
+    /// What is wrong with a new object, metadata first: upstream's `ValidateX`.
+    fn validate_whole(&self, kind: &Kind, object: &Value) -> ErrorList {
+        let mut errors = validate_object_meta(kind, object);
+        errors.extend(self.validate(kind, object));
+        errors
     }
 
-    fn validate_status_update(&self, _kind: &Kind, _new: &Value, _old: &Value) -> ErrorList {
-        Vec::new()
+    /// What is wrong with a replacement, besides what all kinds are asked ([`crate::validate_replacement`]). By default its metadata is
+    /// held against the stored one's, and the rest must be valid as a new object. Upstream asks some questions twice or more, and a client
+    /// sees each answer in the causes; an implementation repeats what its upstream counterpart repeats.
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate(kind, new));
+        errors
+    }
+
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        validate_object_meta_update(kind, new, old)
     }
 
     /// `Warning:` headers for a write that succeeds.

@@ -139,7 +139,7 @@ pub static KINDS: &[Kind] = &[
     Kind::namespaced(APPS, V1, "StatefulSet", "statefulset", "statefulsets").short(&["sts"]).category(&["all"]).columns(c::workload::STATEFUL_SET).sub(SCALE_STATUS).generation().scaled(&BY_SELECTOR).strategy(&s::workload::StatefulSet),
 
     // events.k8s.io: the core group's events in newer words
-    Kind::namespaced("events.k8s.io", V1, "Event", "event", "events").short(&["ev"]).columns(c::core::EVENT).fields(NEW_EVENT_FIELDS).stored(CORE_EVENTS).create_on_update().strategy(&s::event::Event),
+    Kind::namespaced("events.k8s.io", V1, "Event", "event", "events").short(&["ev"]).columns(c::core::EVENT).fields(NEW_EVENT_FIELDS).stored(CORE_EVENTS).create_on_update().strategy(&s::event::NewEvent),
 
     // authentication.k8s.io, authorization.k8s.io: questions
     Kind::cluster(AUTHN, V1, "SelfSubjectReview", "selfsubjectreview", "selfsubjectreviews").answered(),
@@ -158,7 +158,7 @@ pub static KINDS: &[Kind] = &[
         .fields(&[field("status.successful", &["status.succeeded"], "0")]).strategy(&s::batch::Job),
 
     // certificates.k8s.io
-    Kind::cluster("certificates.k8s.io", V1, "CertificateSigningRequest", "certificatesigningrequest", "certificatesigningrequests").short(&["csr"]).columns(c::policy::SIGNING_REQUEST)
+    Kind::cluster("certificates.k8s.io", V1, "CertificateSigningRequest", "certificatesigningrequest", "certificatesigningrequests").short(&["csr"]).names(NameRule::Any).columns(c::policy::SIGNING_REQUEST)
         .sub(&[own("approval", READ_WRITE), STATUS_ONLY]).fields(&[field("spec.signerName", &["spec.signerName"], "")]).strategy(&s::certificate::SigningRequest),
 
     // networking.k8s.io
@@ -201,8 +201,8 @@ pub static KINDS: &[Kind] = &[
     Kind::namespaced("discovery.k8s.io", V1, "EndpointSlice", "endpointslice", "endpointslices").columns(c::network::ENDPOINT_SLICE).generation().strategy(&s::endpoints::EndpointSlice),
 
     // flowcontrol.apiserver.k8s.io
-    Kind::cluster(FLOWCONTROL, V1, "FlowSchema", "flowschema", "flowschemas").sub(STATUS).columns(c::policy::FLOW_SCHEMA).generation().conditional_update(),
-    Kind::cluster(FLOWCONTROL, V1, "PriorityLevelConfiguration", "prioritylevelconfiguration", "prioritylevelconfigurations").sub(STATUS).columns(c::policy::PRIORITY_LEVEL).generation().conditional_update(),
+    Kind::cluster(FLOWCONTROL, V1, "FlowSchema", "flowschema", "flowschemas").sub(STATUS).columns(c::policy::FLOW_SCHEMA).generation().conditional_update().strategy(&s::flow::FlowSchema),
+    Kind::cluster(FLOWCONTROL, V1, "PriorityLevelConfiguration", "prioritylevelconfiguration", "prioritylevelconfigurations").sub(STATUS).columns(c::policy::PRIORITY_LEVEL).generation().conditional_update().strategy(&s::flow::PriorityLevel),
 ];
 
 pub fn by_gvr(gvr: &Gvr) -> Option<&'static Kind> {

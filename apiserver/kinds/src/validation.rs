@@ -7,4 +7,5 @@ pub mod container;
 pub mod field;
 pub mod pod;
 pub mod scheduling;
+pub mod source;
 pub mod volume;

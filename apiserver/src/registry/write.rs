@@ -71,12 +71,8 @@ impl Registry {
         let kind = target.storage();
         kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
         kind.strategy.prepare_for_create(kind, &mut object);
-        let (lease, outcome) = self.admit(caller, target, Operation::Create, object, None, options, |object| {
-            let mut errors = kinds::validate_object_meta(kind, object);
-            errors.extend(kind.strategy.validate(kind, object));
-            errors
-        })
-        .await?;
+        let validate = |object: &Value| target.kind.strategy.validate_whole(kind, object);
+        let (lease, outcome) = self.admit(caller, target, Operation::Create, object, None, options, validate).await?;
         for warning in kind.strategy.warnings(&lease.object).into_iter().chain(outcome.warnings.clone()) {
             caller.warn(warning);
         }
@@ -138,9 +134,9 @@ impl Registry {
             Part::Raw => {}
         }
         let (lease, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
-            let mut errors = kinds::validate_object_meta_update(new, &old);
+            let mut errors = kinds::validate_replacement(new, &old);
             errors.extend(match part {
-                Part::Main => kind.strategy.validate_update(kind, new, &old),
+                Part::Main => target.kind.strategy.validate_update(kind, new, &old),
                 Part::Status => kind.strategy.validate_status_update(kind, new, &old),
                 Part::Raw => Vec::new(),
             });

@@ -2,12 +2,15 @@
 //!
 //! Upstream: `pkg/apis/batch/validation/validation.go`, `pkg/registry/batch/job/strategy.go` (v1.33).
 
+use std::collections::BTreeMap;
+
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::batch::v1::{CronJob as BatchCronJob, Job as BatchJob, JobSpec};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::prepare_for_create;
-use crate::validation::field::{immutable, json as to_json, label_selector, non_negative_opt, one_of, with, with_both};
+use crate::validation::field::{immutable, json as to_json, label_selector, non_negative_opt, one_of, parsed_selector, with, with_both};
 use crate::validation::pod;
 use crate::value::{child, flag, set, text};
 use crate::{Kind, Strategy};
@@ -28,28 +31,20 @@ impl Strategy for Job {
         with(object, |job: &BatchJob| {
             let Some(spec) = &job.spec else { return Vec::new() };
             let path = Path::new("spec");
-            let mut errors = Vec::new();
-            match &spec.selector {
-                None => errors.push(Error::required(&path.child("selector"), "")),
-                Some(selector) => errors.extend(label_selector(&path.child("selector"), Some(selector))),
-            }
-            if let Ok(selector) = api::LabelSelector::from_k8s(spec.selector.as_ref()) {
-                let given = spec.template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
-                if !selector.matches(&given) {
-                    let path = path.child("template").child("metadata").child("labels");
-                    errors.push(Error::invalid(&path, to_json(&given), "`selector` does not match template `labels`"));
-                }
-            }
-            errors.extend(job_spec(&path, spec));
+            let mut errors = generated_selector(object, spec);
+            errors.extend(selected_job(&path, spec));
             errors
         })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
         errors.extend(with_both(new, old, |new: &BatchJob, old: &BatchJob| {
             let (Some(new), Some(old)) = (&new.spec, &old.spec) else { return Vec::new() };
-            job_update(&Path::new("spec"), new, old)
+            let mut errors = selected_job(&Path::new("spec"), new);
+            errors.extend(job_update(&Path::new("spec"), new, old));
+            errors
         }));
         errors
     }
@@ -59,18 +54,66 @@ impl Strategy for Job {
 fn generate_selector(object: &mut Value) {
     let uid = text(object, "/metadata/uid").to_owned();
     let name = text(object, "/metadata/name").to_owned();
+    // The job's own labels, where they are the template's, stay so.
+    let own = object["metadata"]["labels"].clone();
+    let shared = own.as_object().is_none_or(Map::is_empty) || own == object["spec"]["template"]["metadata"]["labels"];
     let template = child(child(object, "spec"), "template");
     let labels = child(child(template, "metadata"), "labels");
-    let ours = [("job-name", &name), ("batch.kubernetes.io/job-name", &name), ("controller-uid", &uid), (CONTROLLER_UID, &uid)];
-    for (label, value) in ours {
+    for (label, value) in generated_labels(&uid, &name) {
         if labels.get(label).is_none() {
             set(labels, label, json!(value));
         }
+    }
+    if shared {
+        let labels = labels.clone();
+        set(child(object, "metadata"), "labels", labels);
     }
     let selector = child(child(child(object, "spec"), "selector"), "matchLabels");
     if selector.get(CONTROLLER_UID).is_none() {
         set(selector, CONTROLLER_UID, json!(uid));
     }
+}
+
+/// A selector we made finds the pods by the labels we gave them.
+fn generated_selector(object: &Value, spec: &JobSpec) -> ErrorList {
+    let Some(selector) = spec.selector.as_ref().filter(|_| spec.manual_selector != Some(true)) else { return Vec::new() };
+    let (uid, name) = (text(object, "/metadata/uid"), text(object, "/metadata/name"));
+    let expected: BTreeMap<String, String> = generated_labels(uid, name).into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let given = spec.template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
+    let path = Path::new("spec").child("template").child("metadata").child("labels");
+    let mut errors = Vec::new();
+    for (label, value) in &expected {
+        match given.get(label) {
+            None => errors.push(Error::required(&path.key(label), format!("must be '{value}'"))),
+            Some(found) if found != value => {
+                errors.push(Error::invalid(&path.key(label), to_json(&given), format!("must be '{value}'")));
+            }
+            Some(_) => {}
+        }
+    }
+    if parsed_selector(Some(selector)).is_some_and(|selector| !selector.matches(&expected)) {
+        errors.push(Error::invalid(&Path::new("spec").child("selector"), to_json(selector), "`selector` not auto-generated"));
+    }
+    errors
+}
+
+fn generated_labels<'a>(uid: &'a str, name: &'a str) -> [(&'static str, &'a str); 4] {
+    [("batch.kubernetes.io/controller-uid", uid), ("batch.kubernetes.io/job-name", name), ("controller-uid", uid), ("job-name", name)]
+}
+
+/// The spec, and that the selector selects the template's pods.
+fn selected_job(path: &Path, spec: &JobSpec) -> ErrorList {
+    let mut errors = job_spec(path, spec);
+    match &spec.selector {
+        None => errors.push(Error::required(&path.child("selector"), "")),
+        Some(selector) => errors.extend(label_selector(&path.child("selector"), Some(selector))),
+    }
+    let given = spec.template.metadata.as_ref().and_then(|meta| meta.labels.clone());
+    if parsed_selector(spec.selector.as_ref()).is_some_and(|s| !s.matches(given.as_ref().unwrap_or(&BTreeMap::new()))) {
+        let path = path.child("template").child("metadata").child("labels");
+        errors.push(Error::invalid(&path, to_json(&given), "`selector` does not match template `labels`"));
+    }
+    errors
 }
 
 fn job_spec(path: &Path, spec: &JobSpec) -> ErrorList {
@@ -135,37 +178,55 @@ pub struct CronJob;
 
 impl Strategy for CronJob {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, |job: &BatchCronJob| {
-            let path = Path::new("spec");
-            let Some(spec) = &job.spec else { return Vec::new() };
-            let mut errors = Vec::new();
-            if spec.schedule.is_empty() {
-                errors.push(Error::required(&path.child("schedule"), ""));
-            } else if let Err(message) = schedule(&spec.schedule) {
-                errors.push(Error::invalid(&path.child("schedule"), spec.schedule.as_str(), message));
-            } else if spec.schedule.contains("TZ") {
-                let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
-                errors.push(Error::invalid(&path.child("schedule"), spec.schedule.as_str(), detail));
-            }
-            if spec.time_zone.as_deref() == Some("") {
-                errors.push(Error::invalid(&path.child("timeZone"), "", "timeZone must be nil or non-empty string"));
-            }
-            errors.extend(non_negative_opt(&path.child("startingDeadlineSeconds"), spec.starting_deadline_seconds));
-            let policy = spec.concurrency_policy.as_deref();
-            errors.extend(one_of(&path.child("concurrencyPolicy"), policy, &["Allow", "Forbid", "Replace"]));
-            errors.extend(non_negative_opt(&path.child("successfulJobsHistoryLimit"), spec.successful_jobs_history_limit));
-            errors.extend(non_negative_opt(&path.child("failedJobsHistoryLimit"), spec.failed_jobs_history_limit));
-            if let Some(template) = &spec.job_template.spec {
-                errors.extend(job_spec(&path.child("jobTemplate").child("spec"), template));
-            }
-            let name = job.metadata.name.as_deref().unwrap_or("");
-            if name.len() > 52 {
-                let path = Path::new("metadata").child("name");
-                errors.push(Error::invalid(&path, name, "must be no more than 52 characters"));
-            }
-            errors
-        })
+        let mut errors = cron_job_spec(object);
+        let name = text(object, "/metadata/name");
+        if name.len() > 52 {
+            let path = Path::new("metadata").child("name");
+            errors.push(Error::invalid(&path, name, "must be no more than 52 characters"));
+        }
+        errors
     }
+
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(cron_job_spec(new));
+        errors
+    }
+}
+
+fn cron_job_spec(object: &Value) -> ErrorList {
+    with(object, |job: &BatchCronJob| {
+        let path = Path::new("spec");
+        let Some(spec) = &job.spec else { return Vec::new() };
+        let mut errors = Vec::new();
+        if spec.schedule.is_empty() {
+            errors.push(Error::required(&path.child("schedule"), ""));
+        } else if let Err(message) = schedule(&spec.schedule) {
+            errors.push(Error::invalid(&path.child("schedule"), spec.schedule.as_str(), message));
+        } else if spec.schedule.contains("TZ") {
+            let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+            errors.push(Error::invalid(&path.child("schedule"), spec.schedule.as_str(), detail));
+        }
+        errors.extend(non_negative_opt(&path.child("startingDeadlineSeconds"), spec.starting_deadline_seconds));
+        let policy = spec.concurrency_policy.as_deref();
+        errors.extend(one_of(&path.child("concurrencyPolicy"), policy, &["Allow", "Forbid", "Replace"]));
+        if spec.time_zone.as_deref() == Some("") {
+            errors.push(Error::invalid(&path.child("timeZone"), "", "timeZone must be nil or non-empty string"));
+        }
+        if let Some(template) = &spec.job_template.spec {
+            let path = path.child("jobTemplate").child("spec");
+            errors.extend(job_spec(&path, template));
+            if let Some(selector) = &template.selector {
+                errors.push(Error::invalid(&path.child("selector"), to_json(selector), "`selector` will be auto-generated"));
+            }
+            if template.manual_selector == Some(true) {
+                errors.push(Error::not_supported(&path.child("manualSelector"), true, &["nil", "false"]));
+            }
+        }
+        errors.extend(non_negative_opt(&path.child("successfulJobsHistoryLimit"), spec.successful_jobs_history_limit));
+        errors.extend(non_negative_opt(&path.child("failedJobsHistoryLimit"), spec.failed_jobs_history_limit));
+        errors
+    })
 }
 
 const FIELDS: [(i64, i64, &[&str]); 5] = [

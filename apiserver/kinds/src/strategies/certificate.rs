@@ -6,10 +6,11 @@ use api::field::{Error, ErrorList, Path};
 use api::names;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use serde_json::Value;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_status_update, prepare_for_update};
 use crate::value::{child, copy_field, list, set, text};
 use crate::{Kind, Strategy};
@@ -61,33 +62,83 @@ impl Strategy for SigningRequest {
         let path = Path::new("spec");
         let mut errors = Vec::new();
         if let Err(message) = parse_request(text(object, "/spec/request")) {
-            let shown = object["spec"]["request"].clone();
-            errors.push(Error::invalid(&path.child("request"), shown, message));
+            errors.push(Error::invalid(&path.child("request"), object["spec"]["request"].clone(), message));
         }
-        if list(object, "/spec/usages").is_empty() {
-            errors.push(Error::required(&path.child("usages"), "usages must be provided"));
-        }
+        errors.extend(usages(&path.child("usages"), list(object, "/spec/usages")));
         errors.extend(signer_name(&path.child("signerName"), text(object, "/spec/signerName")));
         if let Some(seconds) = object.pointer("/spec/expirationSeconds").and_then(Value::as_i64).filter(|s| *s < 600) {
             let detail = "may not specify a duration less than 600 seconds (10 minutes)";
             errors.push(Error::invalid(&path.child("expirationSeconds"), seconds, detail));
         }
+        errors.extend(conditions(&Path::new("status").child("conditions"), object));
         errors
     }
 
-    fn validate_update(&self, _kind: &Kind, _new: &Value, _old: &Value) -> ErrorList {
-        Vec::new()
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_status_update(kind, new, old);
+        if new.pointer("/status/certificate") != old.pointer("/status/certificate") {
+            let path = Path::new("status").child("certificate");
+            errors.push(Error::forbidden(&path, "updates may not set certificate content"));
+        }
+        errors
     }
 
-    fn validate_status_update(&self, _kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        let has = |kind: &str| list(new, "/status/conditions").iter().any(|c| c["type"] == json!(kind));
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_whole(kind, new);
         let path = Path::new("status").child("conditions");
-        if has("Approved") && has("Denied") {
-            let detail = "Approved and Denied conditions are mutually exclusive";
-            return vec![Error::invalid(&path, "Denied", detail)];
+        let count = |object: &Value, name: &str| list(object, "/status/conditions").iter().filter(|c| text(c, "/type") == name).count();
+        for name in ["Approved", "Denied", "Failed"] {
+            if count(new, name) < count(old, name) {
+                errors.push(Error::forbidden(&path, format!("updates may not remove a condition of type {name:?}")));
+            }
         }
-        Vec::new()
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors
     }
+}
+
+/// Known ones, each once.
+fn usages(path: &Path, usages: &[Value]) -> ErrorList {
+    const KNOWN: &[&str] = &[
+        "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only",
+        "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel", "ipsec user", "key agreement",
+        "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime", "server auth", "signing", "timestamping",
+    ];
+    let mut errors = if usages.is_empty() { vec![Error::required(path, "usages must be provided")] } else { Vec::new() };
+    let names: Vec<&str> = usages.iter().filter_map(Value::as_str).collect();
+    for (index, name) in names.iter().enumerate().filter(|(_, name)| !KNOWN.contains(name)) {
+        errors.push(Error::not_supported(&path.index(index), *name, KNOWN));
+    }
+    for (index, name) in names.iter().enumerate().filter(|(index, name)| names[..*index].contains(name)) {
+        errors.push(Error::duplicate(&path.index(index), *name));
+    }
+    errors
+}
+
+fn conditions(path: &Path, object: &Value) -> ErrorList {
+    let mut errors = Vec::new();
+    let all = list(object, "/status/conditions");
+    for (index, condition) in all.iter().enumerate() {
+        let path = path.index(index);
+        let (name, status) = (text(condition, "/type"), text(condition, "/status"));
+        let before = |other: &str| all[..index].iter().any(|condition| text(condition, "/type") == other);
+        if name.is_empty() {
+            errors.push(Error::required(&path.child("type"), ""));
+        }
+        let allowed: &[&str] = if matches!(name, "Approved" | "Denied" | "Failed") { &["True"] } else { &["False", "True", "Unknown"] };
+        if status.is_empty() {
+            errors.push(Error::required(&path.child("status"), ""));
+        } else if !allowed.contains(&status) {
+            errors.push(Error::not_supported(&path.child("status"), status, allowed));
+        }
+        if name == "Approved" && before("Denied") || name == "Denied" && before("Approved") {
+            errors.push(Error::invalid(&path.child("type"), name, "Approved and Denied conditions are mutually exclusive"));
+        }
+        if before(name) {
+            errors.push(Error::duplicate(&path.child("type"), name));
+        }
+    }
+    errors
 }
 
 fn parse_request(encoded: &str) -> Result<(), String> {
@@ -105,22 +156,35 @@ fn parse_request(encoded: &str) -> Result<(), String> {
 
 /// `example.com/name`, both parts well formed.
 fn signer_name(path: &Path, name: &str) -> ErrorList {
-    if name.is_empty() {
-        return vec![Error::required(path, "")];
+    const MAX_DOMAIN: usize = 253;
+    const MAX_NAME: usize = MAX_DOMAIN + 1 + 253 + 63 + 1;
+    if name == "kubernetes.io/legacy-unknown" {
+        return vec![Error::invalid(path, name, "the legacy signerName is not allowed via this API version")];
     }
-    let Some((domain, rest)) = name.split_once('/') else {
-        let detail = FORM;
-        return vec![Error::invalid(path, name, detail)];
+    if name.is_empty() {
+        return vec![Error::required(path, "signerName must be provided")];
+    }
+    let Some((domain, rest)) = name.split_once('/').filter(|(_, rest)| !rest.contains('/')) else {
+        return vec![Error::invalid(path, name, FORM)];
     };
     let mut errors = Vec::new();
-    for message in names::is_dns1123_subdomain(domain) {
-        errors.push(Error::invalid(path, domain, format!("validating label {domain:?}: {message}")));
+    if domain.len() > MAX_DOMAIN {
+        errors.push(Error::too_long(path, domain, MAX_DOMAIN));
     }
+    errors.extend(labels_of(path, domain, names::is_dns1123_label));
     if !domain.contains('.') {
         errors.push(Error::invalid(path, domain, "should be a domain with at least two segments separated by dots"));
     }
-    if rest.is_empty() {
-        errors.push(Error::invalid(path, name, FORM));
+    errors.extend(labels_of(path, rest, names::is_dns1123_subdomain));
+    if name.len() > MAX_NAME {
+        errors.push(Error::too_long(path, name, MAX_NAME));
     }
     errors
+}
+
+/// What is wrong with the first of the dotted parts that is wrong.
+fn labels_of(path: &Path, whole: &str, rule: fn(&str) -> Vec<String>) -> ErrorList {
+    let first = whole.split('.').map(|label| (label, rule(label))).find(|(_, messages)| !messages.is_empty());
+    let Some((label, messages)) = first else { return Vec::new() };
+    messages.into_iter().map(|message| Error::invalid(path, whole, format!("validating label {label:?}: {message}"))).collect()
 }

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_create, prepare_for_update};
 use crate::validation::field::{immutable, invalid};
 use crate::value::{child, flag, map, remove, set, text};
@@ -67,8 +68,9 @@ impl Strategy for ConfigMap {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = frozen(new, old, &["data", "binaryData"]);
-        errors.extend(self.validate(kind, new));
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(frozen(new, old, &["data", "binaryData"]));
+        errors.extend(self.validate_whole(kind, new));
         errors
     }
 }
@@ -107,9 +109,10 @@ impl Strategy for Secret {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = immutable(&Path::new("type"), &new["type"], &old["type"]);
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(immutable(&Path::new("type"), &new["type"], &old["type"]));
         errors.extend(frozen(new, old, &["data"]));
-        errors.extend(self.validate(kind, new));
+        errors.extend(self.validate_whole(kind, new));
         errors
     }
 }
@@ -170,7 +173,13 @@ fn docker_config(data: Option<&Map<String, Value>>, key: &str) -> ErrorList {
 
 pub struct ServiceAccount;
 
-impl Strategy for ServiceAccount {}
+impl Strategy for ServiceAccount {
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate_whole(kind, new));
+        errors
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -188,8 +197,9 @@ mod tests {
     fn says_what_is_wrong() {
         let kind = by_kind("", "ConfigMap").unwrap();
         let text = |errors: ErrorList| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        let frozen = json!({"immutable": true, "data": {"a": "1"}});
-        let changed = json!({"immutable": true, "data": {"a": "2"}});
+        let meta = json!({"name": "a", "namespace": "default"});
+        let frozen = json!({"metadata": meta, "immutable": true, "data": {"a": "1"}});
+        let changed = json!({"metadata": meta, "immutable": true, "data": {"a": "2"}});
         let cases = [
             (ConfigMap.validate(kind, &json!({"data": {"a": "1"}, "binaryData": {"a": "eA=="}})),
              "data[a]: Invalid value: \"a\": duplicate of key present in binaryData"),

@@ -10,6 +10,7 @@ use api::k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice
 use api::names;
 use serde_json::Value;
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::prepare_for_update;
 use crate::validation::field::{immutable, invalid, one_of, port, with};
 use crate::validation::pod::non_special_ip;
@@ -27,6 +28,12 @@ impl Strategy for Endpoints {
             subsets.flat_map(|(index, item)| subset(&Path::new("subsets").index(index), item)).collect()
         })
     }
+
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate_whole(kind, new));
+        errors
+    }
 }
 
 fn subset(path: &Path, subset: &EndpointSubset) -> ErrorList {
@@ -38,18 +45,14 @@ fn subset(path: &Path, subset: &EndpointSubset) -> ErrorList {
     for (name, addresses) in groups {
         for (index, address) in addresses.into_iter().flatten().enumerate() {
             let path = path.child(name).index(index);
-            let messages = names::is_valid_ip(&address.ip);
-            let valid = messages.is_empty();
-            errors.extend(invalid(&path.child("ip"), &address.ip, messages));
+            errors.extend(invalid(&path.child("ip"), &address.ip, names::is_valid_ip(&address.ip)));
             if let Some(hostname) = address.hostname.as_deref().filter(|hostname| !hostname.is_empty()) {
                 errors.extend(invalid(&path.child("hostname"), hostname, names::is_dns1123_label(hostname)));
             }
             if let Some(node) = &address.node_name {
                 errors.extend(invalid(&path.child("nodeName"), node, names::is_dns1123_subdomain(node)));
             }
-            if valid {
-                errors.extend(non_special_ip(&path.child("ip"), &address.ip));
-            }
+            errors.extend(non_special_ip(&path.child("ip"), &address.ip));
         }
     }
     let ports = subset.ports.as_deref().unwrap_or_default();
@@ -95,7 +98,7 @@ impl Strategy for EndpointSlice {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = self.validate_whole(kind, new);
         errors.extend(immutable(&Path::new("addressType"), &new["addressType"], &old["addressType"]));
         errors
     }

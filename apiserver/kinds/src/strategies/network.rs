@@ -7,8 +7,9 @@ use api::k8s_openapi::api::networking::v1 as net;
 use api::names;
 use serde_json::Value;
 
+use crate::meta::{validate_object_meta, validate_object_meta_update};
 use crate::validation::field::{immutable, invalid, json, label_selector, optional_one_of, port, port_or_name, required, with};
-use crate::value::{list, text};
+use crate::value::{is_set, list, text};
 use crate::{Kind, Strategy};
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -26,8 +27,11 @@ impl Strategy for Ingress {
         errors
     }
 
-    fn validate_update(&self, _kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        ingress(new)
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(validate_object_meta(kind, new));
+        errors.extend(ingress(new));
+        errors
     }
 
     fn warnings(&self, object: &Value) -> Vec<String> {
@@ -126,7 +130,7 @@ fn http_path(path: &Path, item: &net::HTTPIngressPath) -> ErrorList {
 fn backend(path: &Path, backend: &net::IngressBackend) -> ErrorList {
     let service = match (&backend.resource, &backend.service) {
         (Some(_), Some(_)) => return vec![Error::invalid(path, "", "cannot set both resource and service backends")],
-        (Some(_), None) => return Vec::new(),
+        (Some(resource), None) => return local_reference(&path.child("resource"), &json(resource)),
         (None, Some(service)) => service,
         (None, None) => return vec![Error::invalid(path, "", "resource or service backend is required")],
     };
@@ -149,6 +153,21 @@ fn backend(path: &Path, backend: &net::IngressBackend) -> ErrorList {
     errors
 }
 
+/// An object of any kind, nearby.
+fn local_reference(path: &Path, reference: &Value) -> ErrorList {
+    let mut errors = Vec::new();
+    if let Some(group) = reference.get("apiGroup").and_then(Value::as_str) {
+        errors.extend(invalid(&path.child("apiGroup"), group, names::is_dns1123_subdomain(group)));
+    }
+    for field in ["kind", "name"] {
+        match text(reference, &format!("/{field}")) {
+            "" => errors.push(Error::required(&path.child(field), format!("{field} is required"))),
+            value => errors.extend(invalid(&path.child(field), value, names::is_path_segment_name(value))),
+        }
+    }
+    errors
+}
+
 pub struct IngressClass;
 
 impl Strategy for IngressClass {
@@ -159,19 +178,54 @@ impl Strategy for IngressClass {
         if controller.len() > 250 {
             errors.push(Error::too_long(&path, controller, 250));
         }
-        if controller.is_empty() {
-            errors.push(Error::required(&path, ""));
-        } else if !controller.contains('/') {
-            let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
-            errors.push(Error::invalid(&path, controller, detail));
+        errors.extend(domain_prefixed(&path, controller));
+        if is_set(object, "/spec/parameters") {
+            errors.extend(class_parameters(&Path::new("spec").child("parameters"), &object["spec"]["parameters"]));
         }
         errors
     }
 
-    fn validate_update(&self, _kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let path = Path::new("spec").child("controller");
-        immutable(&path, &new["spec"]["controller"], &old["spec"]["controller"])
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(immutable(&path, &new["spec"]["controller"], &old["spec"]["controller"]));
+        errors.extend(self.validate_whole(kind, new));
+        errors
     }
+}
+
+/// `example.com/path`.
+fn domain_prefixed(path: &Path, value: &str) -> ErrorList {
+    if value.is_empty() {
+        return required(path, "");
+    }
+    let Some((domain, rest)) = value.split_once('/').filter(|(domain, rest)| !domain.is_empty() && !rest.is_empty()) else {
+        return vec![Error::invalid(path, value, "must be a domain-prefixed path (such as \"acme.io/foo\")")];
+    };
+    let mut errors = invalid(path, domain, names::is_dns1123_subdomain(domain));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/-._~%!$&'()*+,;=:".contains(c);
+    if !rest.chars().all(plain) {
+        let detail = "Invalid path (regex used for validation is '[A-Za-z0-9/\\-._~%!$&'()*+,;=:]+')";
+        errors.push(Error::invalid(path, rest, detail));
+    }
+    errors
+}
+
+fn class_parameters(path: &Path, parameters: &Value) -> ErrorList {
+    let mut errors = local_reference(path, parameters);
+    let namespace = text(parameters, "/namespace");
+    match parameters.get("scope").and_then(Value::as_str) {
+        None => errors.push(Error::required(&path.child("scope"), "")),
+        Some("Namespace") if namespace.is_empty() => {
+            errors.push(Error::required(&path.child("namespace"), "`parameters.scope` is set to 'Namespace'"));
+        }
+        Some("Namespace") => errors.extend(invalid(&path.child("namespace"), namespace, names::is_dns1123_label(namespace))),
+        Some("Cluster") if !namespace.is_empty() => {
+            errors.push(Error::forbidden(&path.child("namespace"), "`parameters.scope` is set to 'Cluster'"));
+        }
+        scope => errors.extend(optional_one_of(&path.child("scope"), scope, &["Cluster", "Namespace"])),
+    }
+    errors
 }
 
 pub struct NetworkPolicy;
@@ -204,6 +258,13 @@ impl Strategy for NetworkPolicy {
             }
             errors
         })
+    }
+
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors.extend(self.validate(kind, new));
+        errors
     }
 }
 
@@ -269,7 +330,7 @@ fn ip_block(path: &Path, block: &net::IPBlock) -> ErrorList {
         let messages = names::is_cidr(except);
         if !messages.is_empty() {
             errors.extend(invalid(&path, except, messages));
-            continue;
+            return errors;
         }
         let strict = except.parse::<ipnet::IpNet>().is_ok_and(|part| whole.contains(&part) && whole.prefix_len() < part.prefix_len());
         if !strict {
@@ -292,9 +353,11 @@ impl Strategy for IpAddress {
         errors
     }
 
-    fn validate_update(&self, _kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let path = Path::new("spec").child("parentRef");
-        immutable(&path, &new["spec"]["parentRef"], &old["spec"]["parentRef"])
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(immutable(&path, &new["spec"]["parentRef"], &old["spec"]["parentRef"]));
+        errors
     }
 }
 
@@ -319,11 +382,12 @@ impl Strategy for ServiceCidr {
         errors
     }
 
-    fn validate_update(&self, _kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let (now, was) = (list(new, "/spec/cidrs"), list(old, "/spec/cidrs"));
-        if now.starts_with(was) {
-            return Vec::new();
+        let mut errors = validate_object_meta_update(kind, new, old);
+        if !now.starts_with(was) {
+            errors.extend(immutable(&Path::new("spec").child("cidrs"), &new["spec"]["cidrs"], &old["spec"]["cidrs"]));
         }
-        immutable(&Path::new("spec").child("cidrs"), &new["spec"]["cidrs"], &old["spec"]["cidrs"])
+        errors
     }
 }

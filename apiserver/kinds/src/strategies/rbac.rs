@@ -7,7 +7,8 @@ use api::k8s_openapi::api::rbac::v1 as rbac;
 use api::names;
 use serde_json::Value;
 
-use crate::validation::field::{invalid, json, label_selector, with};
+use crate::meta::validate_object_meta_update;
+use crate::validation::field::{invalid, json, label_selector, parsed_selector, with};
 use crate::value::{is_set, list, text};
 use crate::{Kind, Strategy};
 
@@ -45,11 +46,23 @@ fn rule(path: &Path, rule: &rbac::PolicyRule, namespaced: bool) -> ErrorList {
     errors
 }
 
+/// Upstream's updates of roles and bindings begin so.
+fn twice_whole(strategy: &dyn Strategy, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+    let mut errors = strategy.validate_whole(kind, new);
+    errors.extend(strategy.validate_whole(kind, new));
+    errors.extend(validate_object_meta_update(kind, new, old));
+    errors
+}
+
 pub struct Role;
 
 impl Strategy for Role {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         with(object, |role: &rbac::Role| rules(role.rules.as_deref(), true))
+    }
+
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        twice_whole(self, kind, new, old)
     }
 }
 
@@ -67,9 +80,16 @@ impl Strategy for ClusterRole {
             }
             for (index, selector) in selectors.iter().enumerate() {
                 errors.extend(label_selector(&path.index(index), Some(selector)));
+                if parsed_selector(Some(selector)).is_none() {
+                    errors.push(Error::invalid(&path.index(index), Value::Null, "invalid label selector."));
+                }
             }
             errors
         })
+    }
+
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        twice_whole(self, kind, new, old)
     }
 }
 
@@ -136,7 +156,7 @@ impl Strategy for RoleBinding {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = twice_whole(self, kind, new, old);
         errors.extend(binding_update(new, old));
         errors
     }
@@ -150,7 +170,7 @@ impl Strategy for ClusterRoleBinding {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = twice_whole(self, kind, new, old);
         errors.extend(binding_update(new, old));
         errors
     }

@@ -10,6 +10,7 @@ use api::k8s_openapi::api::core::v1::{LoadBalancerIngress, Service as CoreServic
 use api::names;
 use serde_json::{Value, json};
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_create, prepare_for_update};
 use crate::validation::field::{
     invalid, json as to_json, labels, one_of, optional_one_of, port, port_or_name, required, with, with_both,
@@ -42,19 +43,22 @@ impl Strategy for Service {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = with_both(new, old, |new: &CoreService, old: &CoreService| {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(with_both(new, old, |new: &CoreService, old: &CoreService| {
             new.spec.as_ref().zip(old.spec.as_ref()).map_or(Vec::new(), |(new, old)| spec_update(new, old))
-        });
-        errors.extend(self.validate(kind, new));
+        }));
+        errors.extend(self.validate_whole(kind, new));
         errors
     }
 
-    fn validate_status_update(&self, _kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        with(new, |service: &CoreService| {
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(with(new, |service: &CoreService| {
             let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
             let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
             balancer.map_or(Vec::new(), |balancer| balancer_status(kind, balancer.ingress.as_deref().unwrap_or_default()))
-        })
+        }));
+        errors
     }
 
     fn warnings(&self, object: &Value) -> Vec<String> {

@@ -11,50 +11,84 @@ use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_create, prepare_for_update};
 use crate::validation::field::{
-    immutable, int_or_percent_value, is_empty_selector, json as to_json, label_selector, labels, non_negative,
-    non_negative_opt, not_over_100_percent, positive_int_or_percent, with,
+    immutable, int_or_percent_value, is_empty_selector, json as to_json, label_selector, non_negative, non_negative_opt,
+    not_over_100_percent, parsed_selector, positive_int_or_percent, with,
 };
-use crate::validation::{pod, volume};
+use crate::validation::pod;
 use crate::value::{child, int, set};
 use crate::{Kind, Strategy};
 
 const MISMATCH: &str = "`selector` does not match template `labels`";
 
+/// Which selectors a kind refuses, and in which words. `spec.selector` itself, as it came.
+struct SelectorRules<'a> {
+    raw: &'a Value,
+    /// The kind demands a selector.
+    required: bool,
+    empty: &'a str,
+    /// What to say of one that can't be worked with; `None`: nothing.
+    invalid: Option<&'a str>,
+}
+
 /// The selector, and that it selects the template's pods.
-fn selected_template(
-    path: &Path, selector: &LabelSelector, template: &PodTemplateSpec, empty: &str, kind: &str,
-) -> ErrorList {
-    let mut errors = label_selector(&path.child("selector"), Some(selector));
-    if is_empty_selector(Some(selector)) {
-        errors.push(Error::invalid(&path.child("selector"), to_json(selector), empty));
+fn selected(path: &Path, selector: &LabelSelector, template: &PodTemplateSpec, rules: &SelectorRules) -> ErrorList {
+    let selector_path = path.child("selector");
+    let given = Some(selector).filter(|_| !rules.raw.is_null());
+    let mut errors = Vec::new();
+    if given.is_none() && rules.required {
+        errors.push(Error::required(&selector_path, ""));
     }
-    let template_path = path.child("template");
-    let given = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
-    match api::LabelSelector::from_k8s(Some(selector)) {
-        Err(_) => errors.push(Error::invalid(&path.child("selector"), to_json(selector), "invalid label selector")),
-        Ok(parsed) if !parsed.is_everything() && !parsed.matches(&given) => {
-            let labels_path = template_path.child("metadata").child("labels");
-            errors.push(Error::invalid(&labels_path, to_json(&given), MISMATCH));
+    errors.extend(label_selector(&selector_path, given));
+    if given.is_some() && is_empty_selector(given) {
+        errors.push(Error::invalid(&selector_path, to_json(&selector), rules.empty));
+    }
+    let template_labels = template.metadata.as_ref().and_then(|meta| meta.labels.clone());
+    match (parsed_selector(given), rules.invalid) {
+        (Some(parsed), _) if !parsed.matches(template_labels.as_ref().unwrap_or(&BTreeMap::new())) => {
+            let labels_path = path.child("template").child("metadata").child("labels");
+            errors.push(Error::invalid(&labels_path, to_json(&template_labels), MISMATCH));
         }
-        Ok(_) => {}
+        (None, Some(words)) => errors.push(Error::invalid(&selector_path, to_json(&selector), words)),
+        _ => {}
     }
-    errors.extend(long_running(&template_path, template, kind));
     errors
 }
 
-/// A template whose pods are to run forever.
+/// A template whose pods are to run forever. One that could not be told to belong to the kind is not looked into.
 fn long_running(path: &Path, template: &PodTemplateSpec, kind: &str) -> ErrorList {
     let mut errors = pod::template(path, template);
-    let Some(spec) = &template.spec else { return errors };
+    errors.extend(runs_always(path, template, kind));
+    errors
+}
+
+fn runs_always(path: &Path, template: &PodTemplateSpec, kind: &str) -> ErrorList {
+    let Some(spec) = &template.spec else { return Vec::new() };
     let path = path.child("spec");
+    let mut errors = Vec::new();
     if let Some(policy) = spec.restart_policy.as_deref().filter(|policy| *policy != "Always") {
         errors.push(Error::not_supported(&path.child("restartPolicy"), policy, &["Always"]));
     }
     if spec.active_deadline_seconds.is_some() {
         let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
         errors.push(Error::forbidden(&path.child("activeDeadlineSeconds"), detail));
+    }
+    errors
+}
+
+/// A Deployment's or ReplicaSet's.
+fn replicated(path: &Path, object: &Value, selector: &LabelSelector, template: &PodTemplateSpec) -> ErrorList {
+    let rules = SelectorRules {
+        raw: &object["spec"]["selector"],
+        required: true,
+        empty: "empty selector is invalid for deployment",
+        invalid: Some("invalid label selector"),
+    };
+    let mut errors = selected(path, selector, template, &rules);
+    if rules.raw.is_null() || parsed_selector(Some(selector)).is_some() {
+        errors.extend(long_running(&path.child("template"), template, "ReplicaSet"));
     }
     errors
 }
@@ -73,20 +107,31 @@ impl Strategy for Deployment {
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         with(object, |deployment: &apps::Deployment| {
-            deployment.spec.as_ref().map_or(Vec::new(), |spec| deployment_spec(&Path::new("spec"), spec))
+            deployment.spec.as_ref().map_or(Vec::new(), |spec| deployment_spec(&Path::new("spec"), object, spec))
         })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate(kind, new));
         errors.extend(immutable_selector(new, old));
+        errors
+    }
+
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        let counts = ["replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"];
+        errors.extend(status_counts(new, &counts));
+        errors.extend(within(new, &["updatedReplicas", "readyReplicas", "availableReplicas"]));
+        errors.extend(available_within_ready(new));
+        errors.extend(collisions(new, old));
         errors
     }
 }
 
-fn deployment_spec(path: &Path, spec: &apps::DeploymentSpec) -> ErrorList {
+fn deployment_spec(path: &Path, object: &Value, spec: &apps::DeploymentSpec) -> ErrorList {
     let mut errors = non_negative_opt(&path.child("replicas"), spec.replicas);
-    errors.extend(selected_template(path, &spec.selector, &spec.template, "empty selector is invalid for deployment", "ReplicaSet"));
+    errors.extend(replicated(path, object, &spec.selector, &spec.template));
     if let Some(strategy) = &spec.strategy {
         errors.extend(deployment_strategy(&path.child("strategy"), strategy));
     }
@@ -159,40 +204,60 @@ impl Strategy for ReplicaSet {
             let mut errors = non_negative_opt(&path.child("replicas"), spec.replicas);
             errors.extend(non_negative_opt(&path.child("minReadySeconds"), spec.min_ready_seconds));
             let template = spec.template.clone().unwrap_or_default();
-            errors.extend(selected_template(&path, &spec.selector, &template, "empty selector is invalid for deployment", "ReplicaSet"));
+            errors.extend(replicated(&path, object, &spec.selector, &template));
             errors
         })
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors.extend(self.validate(kind, new));
         errors.extend(immutable_selector(new, old));
         errors
     }
 
-    fn validate_status_update(&self, _kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        replica_counts(new)
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        replica_counts(kind, new, old)
     }
 }
 
 /// None negative, and none more than there are.
-fn replica_counts(object: &Value) -> ErrorList {
-    let path = Path::new("status");
-    let count = |name: &str| int(object, &format!("/status/{name}"));
-    let mut errors = Vec::new();
-    for name in ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"] {
-        errors.extend(non_negative(&path.child(name), count(name)));
-    }
-    for name in ["fullyLabeledReplicas", "readyReplicas", "availableReplicas"] {
-        if count(name) > count("replicas") {
-            errors.push(Error::invalid(&path.child(name), count(name), "cannot be greater than status.replicas"));
-        }
-    }
-    if count("availableReplicas") > count("readyReplicas") {
-        let detail = "cannot be greater than readyReplicas";
-        errors.push(Error::invalid(&path.child("availableReplicas"), count("availableReplicas"), detail));
-    }
+fn replica_counts(kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+    let mut errors = validate_object_meta_update(kind, new, old);
+    errors.extend(status_counts(new, &["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas"]));
+    errors.extend(within(new, &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"]));
+    errors.extend(available_within_ready(new));
     errors
+}
+
+fn count(object: &Value, name: &str) -> i64 {
+    int(object, &format!("/status/{name}"))
+}
+
+/// Counts of a status, and its observed generation: not negative.
+fn status_counts(object: &Value, names: &[&str]) -> ErrorList {
+    let path = Path::new("status");
+    names.iter().chain(&["observedGeneration", "collisionCount"]).flat_map(|name| non_negative(&path.child(name), count(object, name))).collect()
+}
+
+fn within(object: &Value, names: &[&str]) -> ErrorList {
+    let (path, all) = (Path::new("status"), count(object, "replicas"));
+    let over = names.iter().filter(|name| count(object, name) > all);
+    over.map(|name| Error::invalid(&path.child(name), count(object, name), "cannot be greater than status.replicas")).collect()
+}
+
+fn available_within_ready(object: &Value) -> ErrorList {
+    let available = count(object, "availableReplicas");
+    if available <= count(object, "readyReplicas") {
+        return Vec::new();
+    }
+    vec![Error::invalid(&Path::new("status").child("availableReplicas"), available, "cannot be greater than readyReplicas")]
+}
+
+fn collisions(new: &Value, old: &Value) -> ErrorList {
+    let (now, was) = (count(new, "collisionCount"), count(old, "collisionCount"));
+    if now >= was { Vec::new() } else { vec![Error::invalid(&Path::new("status").child("collisionCount"), now, "cannot be decremented")] }
 }
 
 pub struct ReplicationController;
@@ -207,7 +272,6 @@ impl Strategy for ReplicationController {
             if selector.is_empty() {
                 errors.push(Error::required(&path.child("selector"), ""));
             }
-            errors.extend(labels(&path.child("selector"), Some(&selector)));
             errors.extend(non_negative_opt(&path.child("replicas"), spec.replicas));
             let template_path = path.child("template");
             let Some(template) = &spec.template else {
@@ -225,8 +289,15 @@ impl Strategy for ReplicationController {
         })
     }
 
-    fn validate_status_update(&self, _kind: &Kind, new: &Value, _old: &Value) -> ErrorList {
-        replica_counts(new)
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors.extend(self.validate(kind, new));
+        errors
+    }
+
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        replica_counts(kind, new, old)
     }
 }
 
@@ -235,7 +306,7 @@ pub struct StatefulSet;
 impl Strategy for StatefulSet {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         with(object, |set: &apps::StatefulSet| {
-            set.spec.as_ref().map_or(Vec::new(), |spec| stateful_set_spec(&Path::new("spec"), spec))
+            set.spec.as_ref().map_or(Vec::new(), |spec| stateful_set_spec(&Path::new("spec"), object, spec))
         })
     }
 
@@ -248,16 +319,27 @@ impl Strategy for StatefulSet {
             let fields = object["spec"].as_object().into_iter().flatten();
             fields.filter(|(name, _)| !FREE.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect()
         };
-        let mut errors = self.validate(kind, new);
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
         if fixed(new) != fixed(old) {
             let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
             errors.push(Error::forbidden(&Path::new("spec"), detail));
         }
+        errors.extend(non_negative(&Path::new("spec").child("replicas"), int(new, "/spec/replicas")));
+        errors
+    }
+
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = status_counts(new, &["replicas", "readyReplicas", "currentReplicas", "updatedReplicas"]);
+        errors.extend(within(new, &["readyReplicas", "currentReplicas", "updatedReplicas"]));
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors.extend(collisions(new, old));
         errors
     }
 }
 
-fn stateful_set_spec(path: &Path, spec: &apps::StatefulSetSpec) -> ErrorList {
+/// The template is not looked into: its containers may mount volumes that only the claim templates will make.
+fn stateful_set_spec(path: &Path, object: &Value, spec: &apps::StatefulSetSpec) -> ErrorList {
     let mut errors = Vec::new();
     match spec.pod_management_policy.as_deref().unwrap_or("") {
         "" => errors.push(Error::required(&path.child("podManagementPolicy"), "")),
@@ -284,12 +366,17 @@ fn stateful_set_spec(path: &Path, spec: &apps::StatefulSetSpec) -> ErrorList {
     }
     errors.extend(non_negative_opt(&path.child("replicas"), spec.replicas));
     errors.extend(non_negative_opt(&path.child("minReadySeconds"), spec.min_ready_seconds));
-    for (index, claim) in spec.volume_claim_templates.iter().flatten().enumerate() {
-        if let Some(claim) = &claim.spec {
-            errors.extend(volume::claim_spec(&path.child("volumeClaimTemplates").index(index).child("spec"), claim));
-        }
+    let rules = SelectorRules {
+        raw: &object["spec"]["selector"],
+        required: true,
+        empty: "empty selector is invalid for statefulset",
+        invalid: Some(""),
+    };
+    errors.extend(selected(path, &spec.selector, &spec.template, &rules));
+    if rules.raw.is_null() || parsed_selector(Some(&spec.selector)).is_some() {
+        errors.extend(pod::template_meta(&path.child("template"), &spec.template));
     }
-    errors.extend(selected_template(path, &spec.selector, &spec.template, "empty selector is invalid for statefulset", "StatefulSet"));
+    errors.extend(runs_always(&path.child("template"), &spec.template, "StatefulSet"));
     errors
 }
 
@@ -315,7 +402,14 @@ impl Strategy for DaemonSet {
         with(object, |set: &apps::DaemonSet| {
             let path = Path::new("spec");
             let Some(spec) = &set.spec else { return Vec::new() };
-            let mut errors = selected_template(&path, &spec.selector, &spec.template, "empty selector is invalid for daemonset", "DaemonSet");
+            let rules = SelectorRules {
+                raw: &object["spec"]["selector"],
+                required: false,
+                empty: "empty selector is invalid for daemonset",
+                invalid: None,
+            };
+            let mut errors = selected(&path, &spec.selector, &spec.template, &rules);
+            errors.extend(long_running(&path.child("template"), &spec.template, "DaemonSet"));
             errors.extend(non_negative_opt(&path.child("minReadySeconds"), spec.min_ready_seconds));
             errors.extend(daemon_set_strategy(&path.child("updateStrategy"), spec.update_strategy.as_ref()));
             errors.extend(non_negative_opt(&path.child("revisionHistoryLimit"), spec.revision_history_limit));
@@ -324,8 +418,21 @@ impl Strategy for DaemonSet {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = self.validate_whole(kind, new);
+        errors.extend(validate_object_meta_update(kind, new, old));
+        errors.extend(self.validate(kind, new));
         errors.extend(immutable_selector(new, old));
+        errors
+    }
+
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        let counts = [
+            "currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady", "updatedNumberScheduled",
+            "numberAvailable", "numberUnavailable",
+        ];
+        errors.extend(status_counts(new, &counts));
+        errors.extend(collisions(new, old));
         errors
     }
 }
@@ -343,7 +450,7 @@ fn daemon_set_strategy(path: &Path, strategy: Option<&apps::DaemonSetUpdateStrat
             let path = path.child("rollingUpdate");
             rolling_update(&path, rolling.max_unavailable.as_ref(), rolling.max_surge.as_ref(), true)
         }
-        (other, _) => vec![Error::not_supported(&path.child("type"), other, &["RollingUpdate", "OnDelete"])],
+        _ => vec![Error::not_supported(path, to_json(strategy), &["RollingUpdate", "OnDelete"])],
     }
 }
 
@@ -360,7 +467,8 @@ impl Strategy for ControllerRevision {
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate_whole(kind, new));
         errors.extend(immutable(&Path::new("data"), &new["data"], &old["data"]));
         errors
     }

@@ -419,13 +419,36 @@ pub fn resources(path: &Path, resources: &ResourceRequirements) -> ErrorList {
 }
 
 fn resource_entry(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorList {
-    let mut errors = invalid(path, name, names::is_qualified_name(name));
-    let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-    if errors.is_empty() && !name.contains('/') && !standard {
-        errors.push(Error::invalid(path, name, "must be a standard resource type or fully qualified"));
-        errors.push(Error::invalid(path, name, "must be a standard resource for containers"));
-    }
+    let mut errors = container_resource_name(path, name);
     errors.extend(resource_amount(path, name, amount));
+    errors
+}
+
+/// What a container may ask for: standard, or of somebody's domain.
+pub fn container_resource_name(path: &Path, name: &str) -> ErrorList {
+    const OTHER_STANDARD: &[&str] = &[
+        "configmaps", "limits.cpu", "limits.ephemeral-storage", "limits.memory", "persistentvolumeclaims", "pods", "replicationcontrollers",
+        "requests.cpu", "requests.ephemeral-storage", "requests.memory", "requests.storage", "resourcequotas", "secrets", "services",
+        "services.loadbalancers", "services.nodeports", "storage",
+    ];
+    let mut errors = invalid(path, name, names::is_qualified_name(name));
+    let of_containers = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    match name.split_once('/') {
+        None if of_containers => {}
+        None => {
+            if errors.is_empty() && !OTHER_STANDARD.contains(&name) && !name.starts_with("requests.hugepages-") {
+                errors.push(Error::invalid(path, name, "must be a standard resource type or fully qualified"));
+            }
+            errors.push(Error::invalid(path, name, "must be a standard resource for containers"));
+        }
+        Some((domain, _)) => {
+            let native = domain.contains("kubernetes.io");
+            let extended = !name.starts_with("requests.") && names::is_qualified_name(&format!("requests.{name}")).is_empty();
+            if !native && !extended {
+                errors.push(Error::invalid(path, name, "doesn't follow extended resource name standard"));
+            }
+        }
+    }
     errors
 }
 

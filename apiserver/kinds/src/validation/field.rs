@@ -118,6 +118,12 @@ pub fn label_selector(path: &Path, selector: Option<&LabelSelector>) -> ErrorLis
     errors
 }
 
+/// The selector in working order; `None` if there is something wrong with it.
+pub fn parsed_selector(selector: Option<&LabelSelector>) -> Option<api::LabelSelector> {
+    let valid = label_selector(&Path::nil(), selector).is_empty();
+    if valid { api::LabelSelector::from_k8s(selector).ok() } else { None }
+}
+
 pub fn is_empty_selector(selector: Option<&LabelSelector>) -> bool {
     selector.is_none_or(|selector| {
         selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)

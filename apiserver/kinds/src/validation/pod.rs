@@ -201,11 +201,7 @@ pub fn pod(pod: &Pod) -> ErrorList {
 
 /// The template of a controller at `path`.
 pub fn template(path: &Path, template: &PodTemplateSpec) -> ErrorList {
-    let meta = json(&template.metadata);
-    let path_meta = path.child("metadata");
-    let mut errors = validate_labels(meta.get("labels").and_then(Value::as_object), &path_meta.child("labels"));
-    let annotations = meta.get("annotations").and_then(Value::as_object);
-    errors.extend(validate_annotations(annotations, &path_meta.child("annotations")));
+    let mut errors = template_meta(path, template);
     match &template.spec {
         Some(pod_spec) => {
             errors.extend(spec(&path.child("spec"), pod_spec));
@@ -216,6 +212,15 @@ pub fn template(path: &Path, template: &PodTemplateSpec) -> ErrorList {
         }
         None => errors.push(Error::required(&path.child("spec").child("containers"), "")),
     }
+    errors
+}
+
+/// A template's labels and annotations; upstream's paths leave `metadata` out.
+pub fn template_meta(path: &Path, template: &PodTemplateSpec) -> ErrorList {
+    let meta = json(&template.metadata);
+    let of = |name: &str| meta.get(name).and_then(Value::as_object);
+    let mut errors = validate_labels(of("labels"), &path.child("labels"));
+    errors.extend(validate_annotations(of("annotations"), &path.child("annotations")));
     errors
 }
 

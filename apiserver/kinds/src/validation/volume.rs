@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume,
+    DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume,
 };
 use api::names;
-use serde_json::Value;
 
 use super::container::{VolumeNames, field_ref, local_descending_path, resource_field_ref};
-use super::field::{NOT_NEGATIVE, invalid, json, label_selector, optional_one_of, quantity, required};
+use super::field::{invalid, json, label_selector, optional_one_of, quantity, required};
+use super::source;
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const DOWNWARD_FIELDS: &[&str] =
@@ -48,19 +48,15 @@ pub fn volumes(path: &Path, volumes: &[Volume]) -> ErrorList {
 
 /// Exactly one source, and that one valid.
 fn source(path: &Path, volume: &Volume) -> ErrorList {
-    let mut errors = Vec::new();
-    let Value::Object(fields) = json(volume) else { return errors };
-    let mut sources = fields.keys().filter(|name| *name != "name");
-    if sources.next().is_none() {
+    let fields = json(volume);
+    let present = source::present(&fields);
+    let Some((first, extra)) = present.split_first() else {
         return vec![Error::required(path, "must specify a volume type")];
-    }
-    for extra in sources {
-        errors.push(Error::forbidden(&path.child(extra), "may not specify more than 1 volume type"));
-    }
-    if errors.is_empty() {
-        errors.extend(file_sources(path, volume));
-        errors.extend(other_sources(path, volume));
-    }
+    };
+    let mut errors = source::source(path, first, &fields[*first], None);
+    errors.extend(file_sources(path, volume));
+    errors.extend(other_sources(path, volume));
+    errors.extend(extra.iter().map(|name| Error::forbidden(&path.child(name), source::ONE_TYPE)));
     errors
 }
 
@@ -98,23 +94,6 @@ fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
             let detail = "SizeLimit field must be a valid resource quantity";
             errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
         }
-    if let Some(host) = &volume.host_path {
-        errors.extend(host_path(&path.child("hostPath"), host));
-    }
-    if let Some(claim) = &volume.persistent_volume_claim {
-        errors.extend(required(&path.child("persistentVolumeClaim").child("claimName"), &claim.claim_name));
-    }
-    if let Some(nfs) = &volume.nfs {
-        let path = path.child("nfs");
-        errors.extend(required(&path.child("server"), &nfs.server));
-        errors.extend(required(&path.child("path"), &nfs.path));
-        if !nfs.path.starts_with('/') {
-            errors.push(Error::invalid(&path.child("path"), nfs.path.as_str(), "must be an absolute path"));
-        }
-    }
-    if let Some(csi) = &volume.csi {
-        errors.extend(required(&path.child("csi").child("driver"), &csi.driver));
-    }
     if let Some(ephemeral) = &volume.ephemeral {
         let path = path.child("ephemeral").child("volumeClaimTemplate");
         match &ephemeral.volume_claim_template {
@@ -122,20 +101,6 @@ fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
             Some(template) => errors.extend(claim_spec(&path.child("spec"), &template.spec)),
         }
     }
-    errors
-}
-
-pub fn host_path(path: &Path, host: &HostPathVolumeSource) -> ErrorList {
-    if host.path.is_empty() {
-        return vec![Error::required(&path.child("path"), "")];
-    }
-    let mut errors = Vec::new();
-    if host.path.split('/').any(|part| part == "..") {
-        errors.push(Error::invalid(&path.child("path"), host.path.as_str(), "must not contain '..'"));
-    }
-    let types =
-        ["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"];
-    errors.extend(optional_one_of(&path.child("type"), host.type_.as_deref(), &types));
     errors
 }
 
@@ -189,42 +154,38 @@ fn projected(path: &Path, projected: &ProjectedVolumeSource) -> ErrorList {
     let mut errors = file_mode(&path.child("defaultMode"), projected.default_mode);
     let mut paths = BTreeSet::new();
     for (index, source) in projected.sources.iter().flatten().enumerate() {
-        let path = path.child("sources").index(index);
-        let Value::Object(kinds) = json(source) else { continue };
-        for extra in kinds.keys().skip(1) {
-            errors.push(Error::forbidden(&path.child(extra), "may not specify more than 1 volume type per source"));
-        }
-        if kinds.is_empty() {
-            errors.push(Error::required(&path, "must specify a volume type"));
-        }
-        let mut written: Vec<&str> = Vec::new();
+        let at = path.child("sources").index(index);
+        let mut write = |file: &str, shown: &str, errors: &mut ErrorList| {
+            if !file.is_empty() && !paths.insert(file.to_owned()) {
+                errors.push(Error::invalid(path, shown, "conflicting duplicate paths"));
+            }
+        };
         for (child, name, files) in [
             ("secret", source.secret.as_ref().map(|s| &s.name), source.secret.as_ref().and_then(|s| s.items.as_deref())),
             ("configMap", source.config_map.as_ref().map(|s| &s.name), source.config_map.as_ref().and_then(|s| s.items.as_deref())),
         ] {
             let Some(name) = name else { continue };
-            errors.extend(required(&path.child(child).child("name"), name));
-            errors.extend(items(&path.child(child).child("items"), files));
-            written.extend(files.into_iter().flatten().map(|file| file.path.as_str()));
+            errors.extend(required(&at.child(child).child("name"), name));
+            errors.extend(items(&at.child(child).child("items"), files));
+            files.into_iter().flatten().for_each(|file| write(&file.path, name, &mut errors));
         }
         for file in source.downward_api.iter().flat_map(|downward| downward.items.iter().flatten()) {
-            errors.extend(downward_file(&path.child("downwardAPI"), file));
-            written.push(&file.path);
+            errors.extend(downward_file(&at.child("downwardAPI"), file));
+            write(&file.path, &file.path, &mut errors);
         }
         if let Some(token) = &source.service_account_token {
-            let path = path.child("serviceAccountToken");
+            let at = at.child("serviceAccountToken").child("expirationSeconds");
             let seconds = token.expiration_seconds.unwrap_or(3600);
             if seconds < 600 {
-                errors.push(Error::invalid(&path.child("expirationSeconds"), seconds, "may not specify a duration less than 10 minutes"));
+                errors.push(Error::invalid(&at, seconds, "may not specify a duration less than 10 minutes"));
+            }
+            if seconds > 1 << 32 {
+                errors.push(Error::invalid(&at, seconds, "may not specify a duration larger than 2^32 seconds"));
             }
             errors.extend(required(&path.child("path"), &token.path));
-            errors.extend(local_non_reserved_path(&path.child("path"), &token.path));
-            written.push(&token.path);
         }
-        for file in written {
-            if !file.is_empty() && !paths.insert(file.to_owned()) {
-                errors.push(Error::invalid(&path, file, format!("conflicting duplicate paths: {file}")));
-            }
+        if json(source).as_object().is_some_and(|kinds| kinds.len() > 1) {
+            errors.push(Error::forbidden(&at, source::ONE_TYPE));
         }
     }
     errors
@@ -251,6 +212,14 @@ pub fn claim_spec(path: &Path, spec: &PersistentVolumeClaimSpec) -> ErrorList {
         errors.extend(invalid(&path.child("storageClassName"), class, names::is_dns1123_subdomain(class)));
     }
     errors.extend(optional_one_of(&path.child("volumeMode"), spec.volume_mode.as_deref(), &["Block", "Filesystem"]));
+    if let Some(origin) = &spec.data_source {
+        let path = path.child("dataSource");
+        errors.extend(required(&path.child("name"), &origin.name));
+        errors.extend(required(&path.child("kind"), &origin.kind));
+        if origin.api_group.as_deref().unwrap_or("").is_empty() && origin.kind != "PersistentVolumeClaim" {
+            errors.push(Error::invalid(&path, origin.kind.as_str(), ""));
+        }
+    }
     errors
 }
 
@@ -263,10 +232,4 @@ pub fn access_modes(path: &Path, modes: &[String]) -> ErrorList {
         errors.push(Error::forbidden(path, detail));
     }
     errors
-}
-
-/// A capacity: one resource, `storage`, not negative.
-pub fn negative_capacity(path: &Path, amount: &api::k8s_openapi::apimachinery::pkg::api::resource::Quantity) -> ErrorList {
-    let parsed = quantity(amount);
-    if parsed.is_negative() { vec![Error::invalid(path, amount.0.as_str(), NOT_NEGATIVE)] } else { Vec::new() }
 }
