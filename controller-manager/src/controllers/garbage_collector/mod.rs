@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::shared::discovery::Resource;
 use crate::shared::meta::has_finalizer;
 use crate::shared::write;
-use graph::{FOREGROUND, ORPHAN, Uid, Work};
+use graph::{FOREGROUND, Node, ORPHAN, Uid, Work};
 use monitors::Monitors;
 
 const NAME: &str = "garbage-collector-controller";
@@ -136,6 +136,9 @@ impl Collector {
             Decision::Keep => {}
             Decision::Release(gone) => self.release(&resource, &latest, &gone).await?,
             Decision::Delete(policy) => {
+                if policy == PropagationPolicy::Foreground && self.closes_circle(&node) {
+                    self.unblock_owners(&resource, &latest).await?;
+                }
                 let params = DeleteParams { propagation_policy: Some(policy), ..write::only(uid) };
                 let api = self.api(&resource, &node.key);
                 match api.delete(&node.key.name, &params).await {
@@ -146,6 +149,19 @@ impl Collector {
             }
         }
         Ok(())
+    }
+
+    /// A dependent that waits for its own dependents may be waiting for this very object.
+    fn closes_circle(&self, node: &Node) -> bool {
+        let graph = self.monitors.graph.lock();
+        node.dependents.iter().any(|dependent| graph.get(dependent).is_some_and(|node| node.waits_for_dependents))
+    }
+
+    /// Its owners need no longer wait for this object: else a circle of owners would wait for ever.
+    async fn unblock_owners(&self, resource: &Resource, latest: &Meta) -> anyhow::Result<()> {
+        let mut owners: Vec<OwnerReference> = latest.metadata.owner_references.clone().unwrap_or_default();
+        owners.iter_mut().filter(|owner| owner.block_owner_deletion == Some(true)).for_each(|owner| owner.block_owner_deletion = Some(false));
+        self.patch(resource, latest, json!({"ownerReferences": owners})).await
     }
 
     /// Takes the foreground finalizer off an owner whose blocking dependents are gone, else hurries them.
