@@ -26,6 +26,7 @@ use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::pod::{PodExt, milli, value};
 use crate::resources;
+use crate::thresholds::Thresholds;
 use crate::tokens::Tokens;
 
 #[derive(Clone, Debug)]
@@ -52,6 +53,7 @@ pub struct Config {
     /// `key=value:Effect`
     pub taints: Vec<String>,
     pub max_pods: u32,
+    pub eviction_hard: Thresholds,
     pub image_limits: Limits,
 }
 
@@ -106,7 +108,7 @@ impl Kubelet {
     }
 
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
-        self.machine.allocatable(self.config.max_pods)
+        self.machine.allocatable(self.config.max_pods, self.config.eviction_hard)
     }
 
     pub fn remember<'a>(&self, ids: impl IntoIterator<Item = &'a String>, uid: &str) {
@@ -138,13 +140,16 @@ impl Kubelet {
         if let Some(node) = self.node()
             && !selected(pod, &node)
         {
-            return Some(("NodeAffinity".into(), "Predicate NodeAffinity failed".into()));
+            return Some(refusal("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
         }
         let alive = |p: &&Arc<Pod>| p.uid() != pod.uid() && !matches!(p.phase(), "Succeeded" | "Failed");
         let others: Vec<Arc<Pod>> = self.pods.list().iter().filter(alive).cloned().collect();
         // Those that came first have the room.
         let earlier = |p: &Arc<Pod>| p.metadata.creation_timestamp.as_ref().map(|t| t.0) <= pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
         let others: Vec<&Arc<Pod>> = others.iter().filter(|p| earlier(p) && p.status().start_time.is_some()).collect();
+        if host_ports(pod).any(|wanted| others.iter().any(|other| host_ports(other).any(|taken| clash(wanted, taken)))) {
+            return Some(refusal("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+        }
         for (resource, capacity) in self.allocatable() {
             let (requested, used) = match resource.as_str() {
                 "pods" => (1, others.len() as i64),
@@ -163,4 +168,37 @@ impl Kubelet {
 fn selected(pod: &Pod, node: &Node) -> bool {
     let labels = node.metadata.labels.clone().unwrap_or_default();
     pod.spec().node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn refusal(predicate: &str, why: &str) -> (String, String) {
+    (predicate.to_owned(), format!("Predicate {predicate} failed: {why}"))
+}
+
+/// Address, protocol and port of the host that each container takes.
+type HostPort<'a> = (&'a str, &'a str, i32);
+
+fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort<'_>> {
+    let ports = pod.spec().containers.iter().flat_map(|container| container.ports.iter().flatten());
+    ports.filter_map(|port| {
+        let address = port.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0");
+        Some((address, port.protocol.as_deref().unwrap_or("TCP"), port.host_port.filter(|port| *port > 0)?))
+    })
+}
+
+/// The unspecified address is all of them.
+fn clash(a: HostPort<'_>, b: HostPort<'_>) -> bool {
+    (a.1, a.2) == (b.1, b.2) && (a.0 == b.0 || a.0 == "0.0.0.0" || b.0 == "0.0.0.0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_ports_clash_by_address_protocol_and_number() {
+        let any = ("0.0.0.0", "TCP", 80);
+        assert!(clash(any, ("10.0.0.1", "TCP", 80)) && clash(any, any));
+        assert!(!clash(any, ("0.0.0.0", "UDP", 80)) && !clash(any, ("0.0.0.0", "TCP", 81)));
+        assert!(!clash(("10.0.0.1", "TCP", 80), ("10.0.0.2", "TCP", 80)));
+    }
 }

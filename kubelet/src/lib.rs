@@ -41,6 +41,7 @@ mod server;
 mod serving;
 mod status;
 mod status_writer;
+mod thresholds;
 mod tls;
 mod tokens;
 mod volumes;
@@ -55,6 +56,7 @@ use machinery::{CancellationToken, Informer, Informers, shell};
 
 pub use gc::Limits;
 pub use kubelet::Config;
+pub use thresholds::Thresholds;
 use kubelet::{Kubelet, Wakes};
 
 /// Runs the kubelet until `token` is cancelled. Containers outlive it.

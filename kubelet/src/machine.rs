@@ -8,10 +8,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// Upstream's default hard eviction threshold, kept back from pods.
-const RESERVED_MEMORY: i64 = 100 << 20;
-/// Of the disk: upstream's `nodefs.available<10%`.
-const USABLE_DISK_PERCENT: u64 = 90;
+use crate::thresholds::Thresholds;
 
 /// The version of Kubernetes that this is.
 pub const VERSION: &str = "v1.33.0";
@@ -37,9 +34,10 @@ impl Machine {
         self.amounts(max_pods, self.memory, format!("{}Ki", self.disk / 1024))
     }
 
-    pub fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
-        let disk = (self.disk / 100 * USABLE_DISK_PERCENT).to_string();
-        self.amounts(max_pods, (self.memory - RESERVED_MEMORY).max(0), disk)
+    pub fn allocatable(&self, max_pods: u32, kept: Thresholds) -> BTreeMap<String, Quantity> {
+        let disk = i64::try_from(self.disk).unwrap_or(i64::MAX);
+        let disk = (disk - kept.kept_disk(disk)).max(0).to_string();
+        self.amounts(max_pods, (self.memory - kept.kept_memory(self.memory)).max(0), disk)
     }
 
     fn amounts(&self, max_pods: u32, memory: i64, disk: String) -> BTreeMap<String, Quantity> {

@@ -68,6 +68,9 @@ struct Args {
     /// How many pods the node takes
     #[arg(long, default_value_t = 110)]
     max_pods: u32,
+    /// What must be left of memory and disk: memory.available<100Mi,nodefs.available<10%
+    #[arg(long, default_value = "")]
+    eviction_hard: kubelet::Thresholds,
     /// Percent of the disk in use at which unused images are removed, oldest first; 100 keeps them
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
     image_gc_high_threshold: u64,
@@ -121,6 +124,7 @@ fn config(args: &Args) -> kubelet::Config {
         labels: args.node_labels.iter().filter_map(|l| l.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         taints: args.register_with_taints.clone(),
         max_pods: args.max_pods,
+        eviction_hard: args.eviction_hard,
         image_limits: kubelet::Limits {
             high: args.image_gc_high_threshold,
             low: args.image_gc_low_threshold,

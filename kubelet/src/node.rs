@@ -32,9 +32,6 @@ const LEASE_SECONDS: i32 = 40;
 const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// Upstream's `nodeStatusMaxImages`.
 const MAX_IMAGES: usize = 50;
-/// Pressure thresholds: upstream's `memory.available<100Mi`, `nodefs.available<10%`, and PIDs.
-const MIN_MEMORY: i64 = 100 << 20;
-const MIN_DISK_PERCENT: u64 = 10;
 const MIN_PID_PERCENT: u64 = 10;
 
 pub struct NodeReporter {
@@ -203,13 +200,14 @@ impl NodeReporter {
             true => ("True", bad.0, bad.1.to_owned()),
             false => ("False", good.0, good.1.to_owned()),
         };
+        let thresholds = self.kubelet.config.eviction_hard;
         let memory = pressure(
-            available_memory().is_some_and(|bytes| bytes < MIN_MEMORY),
+            thresholds.short_of_memory(),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
         );
         let disk = pressure(
-            disk_full(&self.kubelet.config.root_dir),
+            thresholds.short_of_disk(&self.kubelet.config.root_dir),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
         );
@@ -340,16 +338,6 @@ fn taint(text: &str) -> Option<Taint> {
     let (key, effect) = text.rsplit_once(':')?;
     let (key, value) = key.split_once('=').map_or((key, None), |(k, v)| (k, Some(v.to_owned())));
     Some(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
-}
-
-fn available_memory() -> Option<i64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let kib = info.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB")?.parse::<i64>().ok())?;
-    Some(kib * 1024)
-}
-
-fn disk_full(path: &std::path::Path) -> bool {
-    nix::sys::statvfs::statvfs(path).is_ok_and(|s| s.blocks_available() * 100 < s.blocks() * MIN_DISK_PERCENT)
 }
 
 fn pids_full() -> bool {

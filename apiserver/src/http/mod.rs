@@ -6,6 +6,7 @@
 //! Invariants: nothing but health probes is answered before it is authorized; a panic costs one request; a write goes on when its client
 //! goes away. Upstream counterpart: `apiserver/pkg/server/config.go` (`DefaultBuildHandlerChain`, v1.33).
 
+pub mod connect;
 pub mod info;
 pub mod metrics;
 pub mod negotiate;
@@ -201,6 +202,7 @@ fn tunnels(info: &RequestInfo) -> bool {
 
 /// What another server answers.
 async fn tunnel(app: &App, call: &Call, target: &Target, upgrade: Option<OnUpgrade>, body: respond::Body) -> Result<Answer, Status> {
+    connect::admit(app, call, target).await?;
     match call.info.subresource.as_str() {
         "proxy" => proxy::serve(app, call, target, upgrade, body).await,
         _ => kubelet::serve(app, call, target, upgrade).await,

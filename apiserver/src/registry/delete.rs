@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::cache::Selection;
 use super::record::Record;
 use super::tree::{self, items, number, rfc3339};
+use super::webhooks::Write;
 use super::{Caller, Registry, Target, WriteOptions, unavailable};
 use crate::storage::{Expect, StoreError};
 
@@ -102,7 +103,7 @@ impl Registry {
             let record = self.find(target)?;
             options.check_preconditions(target, &record)?;
             let old = record.value();
-            self.admit_delete(caller, target, &old, options)?;
+            self.admit_delete(caller, target, &old, options).await?;
             match self.try_delete(caller, target, &record, old, options).await {
                 Ok(deleted) => return Ok(deleted),
                 Err(StoreError::Conflict { .. }) => self.catch_up().await?,
@@ -131,13 +132,15 @@ impl Registry {
         }
     }
 
-    fn admit_delete(&self, caller: &Caller, target: &Target, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
+    async fn admit_delete(&self, caller: &Caller, target: &Target, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
         let kind = target.storage();
         let (resource, body) = (kind.group_resource(), kind.group_kind());
         let write = WriteOptions { dry_run: options.is_dry_run() };
         let request = self.request(caller, Operation::Delete, &body, &resource, target, &target.key.name, Some(old), &write);
         let mut nothing = Value::Null;
-        admission::mutate(&request, &mut nothing).map_err(|r| r.status())?;
+        let write = Write { caller, target, request: &request };
+        self.mutate(&write, &mut nothing).await.map_err(|r| r.status())?;
+        self.validate_by_webhooks(&write, &nothing).await.map_err(|r| r.status())?;
         admission::validate(&request, &nothing).map_err(|r| r.status())?;
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod record;
 pub mod reviews;
 pub mod scale;
 pub mod tree;
+mod webhooks;
 pub mod write;
 
 use std::sync::Arc;

@@ -18,6 +18,7 @@ use super::addresses::Lease;
 use super::record::Record;
 use super::reviews::user_info;
 use super::tree::{self, text};
+use super::webhooks::Write;
 use super::{Caller, Registry, Target, WriteOptions, unavailable};
 use crate::storage::{Expect, StoreError};
 
@@ -207,11 +208,11 @@ impl Registry {
     #[allow(clippy::too_many_arguments)]
     async fn admit(
         &self, caller: &Caller, target: &Target, operation: Operation, object: Value, old: Option<&Value>, options: &WriteOptions,
-        validate: impl Fn(&Value) -> Vec<FieldError>,
+        validate: impl Fn(&Value) -> Vec<FieldError> + Sync,
     ) -> Result<(Lease, Outcome), Status> {
         let mut tries = 0;
         loop {
-            match self.admit_once(caller, target, operation, object.clone(), old, options, &validate) {
+            match self.admit_once(caller, target, operation, object.clone(), old, options, &validate).await {
                 Ok(admitted) => return Ok(admitted),
                 Err(Refusal::Transient(_)) if tries < ADMISSION_TRIES => {
                     tries += 1;
@@ -223,15 +224,16 @@ impl Registry {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn admit_once(
+    async fn admit_once(
         &self, caller: &Caller, target: &Target, operation: Operation, mut object: Value, old: Option<&Value>, options: &WriteOptions,
-        validate: &impl Fn(&Value) -> Vec<FieldError>,
+        validate: &(impl Fn(&Value) -> Vec<FieldError> + Sync),
     ) -> Result<(Lease, Outcome), Refusal> {
         let kind = target.storage();
         let (resource, body) = (kind.group_resource(), kind.group_kind());
         let name = if target.key.name.is_empty() { text(&object, "/metadata/name").to_owned() } else { target.key.name.clone() };
         let request = self.request(caller, operation, &body, &resource, target, &name, old, options);
-        admission::mutate(&request, &mut object)?;
+        let write = Write { caller, target, request: &request };
+        self.mutate(&write, &mut object).await?;
         schema::normalize(&kind.storage_gvk(), &mut object);
         if text(&object, "/metadata/name").is_empty() && !text(&object, "/metadata/generateName").is_empty() {
             tree::meta(&mut object).insert("name".into(), name.clone().into());
@@ -246,6 +248,7 @@ impl Registry {
             let write = escalation::Write { user: &caller.user, resource: kind.plural, namespace: &target.key.namespace, new: object, old };
             escalation::check(&write, &self.authorizer)?;
         }
+        self.validate_by_webhooks(&write, object).await?;
         let outcome = admission::validate(&request, object)?;
         Ok((lease, outcome))
     }
