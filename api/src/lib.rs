@@ -10,9 +10,11 @@ pub mod cause;
 pub mod field;
 pub mod key;
 pub mod names;
+pub mod nodes;
 pub mod quantity;
 pub mod selector;
 pub mod status;
+pub mod volume;
 
 pub use cause::{Cause, JournalEntry};
 pub use key::{Gvk, Gvr, GroupKind, GroupResource, Key};

@@ -44,7 +44,8 @@ fn parse_flag(text: &str) -> Result<(String, String), String> {
     }
 }
 
-const SYSTEM: &str = include_str!("../../manifests/system/dns.yaml");
+const SYSTEM: &str =
+    concat!(include_str!("../../manifests/system/dns.yaml"), "\n---\n", include_str!("../../manifests/system/storage.yaml"));
 const QUICKSTART: &str = include_str!("../../manifests/quickstart/quickstart.yaml");
 const QUICKSTART_PORT: u16 = 30080;
 const CONTROL_PLANE_LABEL: &str = "node-role.kubernetes.io/control-plane";

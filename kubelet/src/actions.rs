@@ -121,7 +121,15 @@ impl Worker {
         let ips = self.pod_ips(pod, observed);
         let allocatable = kubelet.allocatable();
         let fields = fields::Context { pod, pod_ips: &ips, host_ips: &kubelet.host_ips, allocatable: &allocatable };
-        let mounted = volumes::mount_all(&kubelet.config.root_dir, &fields, &kubelet.objects, &kubelet.tokens, &kubelet.client).await;
+        let node = kubelet.node();
+        let tools = volumes::Tools {
+            root: &kubelet.config.root_dir,
+            objects: &kubelet.objects,
+            tokens: &kubelet.tokens,
+            client: &kubelet.client,
+            node: node.as_deref(),
+        };
+        let mounted = volumes::mount_all(&tools, &fields, &self.volumes).await;
         self.volumes = mounted.map_err(|message| {
             kubelet.recorder.warning(&self.about, "FailedMount", message.clone());
             anyhow!(message)

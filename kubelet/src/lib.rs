@@ -84,6 +84,7 @@ pub async fn run(config: Config, kubeconfig: Option<&Path>, token: CancellationT
         () = pods.run() => Ok(()),
         () = certificate => Ok(()),
         () = gc::run(kubelet.clone()) => Ok(()),
+        () = volumes::directory::run(kubelet.clone()) => Ok(()),
     }
 }
 

@@ -130,6 +130,11 @@ impl<K: Object> Informer<K> {
         Informer::start(client, token, watcher::Config::default().fields(fields))
     }
 
+    /// An informer of its own over what matches a label selector.
+    pub fn with_labels(client: Client, token: CancellationToken, labels: &str) -> Self {
+        Informer::start(client, token, watcher::Config::default().labels(labels))
+    }
+
     fn start(client: Client, token: CancellationToken, config: watcher::Config) -> Self {
         let informer = Informer::empty();
         let writer = informer.clone();

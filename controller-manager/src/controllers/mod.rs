@@ -9,12 +9,14 @@ pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod endpointslice_mirroring;
+pub mod ephemeral_volume;
 pub mod garbage_collector;
 pub mod job;
 pub mod load_balancer;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replicaset;
 pub mod replication;
@@ -24,6 +26,7 @@ pub mod statefulset;
 pub mod taint_eviction;
 pub mod token_secrets;
 pub mod ttl_after_finished;
+pub mod volume_expansion;
 pub mod volume_protection;
 
 use std::sync::Arc;
@@ -57,11 +60,14 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("endpoints-controller", endpoints::run),
     row!("endpointslice-controller", endpointslice::run),
     row!("endpointslice-mirroring-controller", endpointslice_mirroring::run),
+    row!("ephemeral-volume-controller", ephemeral_volume::run),
     row!("garbage-collector-controller", garbage_collector::run),
     row!("job-controller", job::run),
     row!("namespace-controller", namespace::run),
     row!("node-ipam-controller", node_ipam::run),
     row!("node-lifecycle-controller", node_lifecycle::run),
+    row!("persistentvolume-binder-controller", persistent_volume::run),
+    row!("persistentvolume-expander-controller", volume_expansion::run),
     row!("persistentvolume-protection-controller", volume_protection::run_volumes),
     row!("persistentvolumeclaim-protection-controller", volume_protection::run_claims),
     row!("pod-garbage-collector-controller", pod_gc::run),

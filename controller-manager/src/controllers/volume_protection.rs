@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use api::key::Key;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
-use machinery::{Next, WorkQueue};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use machinery::{Informer, Next, WorkQueue};
 
 use crate::context::Context;
 use crate::shared::meta::has_finalizer;
@@ -15,13 +15,14 @@ use crate::shared::{meta, pods, watch, write};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
-const BY_CLAIM: &str = "pods-by-claim";
+/// Index of pods by the claims that they mount.
+pub const BY_CLAIM: &str = "pods-by-claim";
 
 /// Claims: in use by any pod that is not finished.
 pub async fn run_claims(context: Arc<Context>) -> anyhow::Result<()> {
     let queue = WorkQueue::new();
     let (claims, pods) = (context.informers.of::<PersistentVolumeClaim>(), context.informers.of::<Pod>());
-    pods.index(BY_CLAIM, |pod| claims_of(pod).iter().map(Key::to_string).collect());
+    index_by_claim(&pods);
     watch::itself(&claims, &queue);
     let pod_queue = queue.clone();
     pods.on_change(move |change| {
@@ -41,14 +42,23 @@ pub async fn run_claims(context: Arc<Context>) -> anyhow::Result<()> {
     .await
 }
 
-fn claims_of(pod: &Pod) -> Vec<Key> {
+pub fn index_by_claim(pods: &Informer<Pod>) {
+    pods.index(BY_CLAIM, |pod| claims_of(pod).iter().map(Key::to_string).collect());
+}
+
+pub fn claims_of(pod: &Pod) -> Vec<Key> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let claim = |volume: &k8s_openapi::api::core::v1::Volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+    let claim = |volume: &Volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
         (Some(source), _) => Some(source.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", meta::name(pod), volume.name)),
+        (None, Some(_)) => Some(ephemeral_claim(pod, volume)),
         (None, None) => None,
     };
     volumes.filter_map(claim).map(|name| Key::new(meta::namespace(pod), name)).collect()
+}
+
+/// The name of the claim behind a generic ephemeral volume.
+pub fn ephemeral_claim(pod: &Pod, volume: &Volume) -> String {
+    format!("{}-{}", meta::name(pod), volume.name)
 }
 
 /// Volumes: in use while bound to a claim.

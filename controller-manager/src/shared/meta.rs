@@ -35,6 +35,11 @@ pub fn generation(object: &impl Object) -> i64 {
     object.metadata().generation.unwrap_or_default()
 }
 
+/// Where the object stands in the store's one order of revisions; 0 for objects that were never stored.
+pub fn revision(object: &impl Object) -> u64 {
+    object.metadata().resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 pub fn is_deleting(object: &impl Object) -> bool {
     object.metadata().deletion_timestamp.is_some()
 }

@@ -6,6 +6,7 @@ pub mod discovery;
 pub mod endpoints;
 pub mod expectations;
 pub mod hash;
+pub mod latest;
 pub mod meta;
 pub mod per_namespace;
 pub mod percent;

@@ -1,6 +1,6 @@
-//! Volumes that are a directory: emptyDir, hostPath, and claims bound to hostPath or local volumes.
+//! Volumes that are a directory: emptyDir and hostPath.
 //!
-//! Upstream: `pkg/volume/{emptydir,hostpath,local}`, v1.33.
+//! Upstream: `pkg/volume/{emptydir,hostpath}`, v1.33.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -8,12 +8,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Volume};
-use kube::Api;
+use k8s_openapi::api::core::v1::Volume;
 use nix::mount::{MsFlags, mount};
 
 use super::{Context, Error, Mounted, VolumePlugin, io_error, is_mount_point, own_by_group};
-use crate::pod::{PodExt, value};
+use crate::pod::value;
 use crate::resources;
 
 pub struct EmptyDir;
@@ -28,29 +27,44 @@ impl VolumePlugin for EmptyDir {
         volume.empty_dir.is_some()
     }
 
+    fn lasts(&self) -> bool {
+        true
+    }
+
     async fn mount(&self, context: &Context<'_>, volume: &Volume) -> Result<Mounted, Error> {
         let source = volume.empty_dir.clone().unwrap_or_default();
         let directory = &context.directory;
-        let fresh = !directory.exists();
-        let failed = |what: &str| io_error(format!("{what} {}", directory.display()));
-        if fresh {
-            fs::create_dir_all(directory).map_err(failed("create"))?;
-        }
-        if source.medium.as_deref() == Some("Memory") && !is_mount_point(directory) {
+        if source.medium.as_deref() == Some("Memory") {
             let pod_limit = resources::pod(context.pod).memory;
             let limit = source.size_limit.as_ref().map(value).filter(|s| *s > 0).into_iter().chain(pod_limit).min();
-            let options = limit.map(|bytes| format!("size={bytes}"));
-            mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), options.as_deref())
-                .map_err(|e| Error::Io(format!("mount tmpfs on {}", directory.display()), e.into()))?;
-        }
-        if fresh {
-            fs::set_permissions(directory, Permissions::from_mode(0o777)).map_err(failed("chmod"))?;
-            if let Some(group) = context.fs_group() {
-                own_by_group(directory, group, true).map_err(failed("chown"))?;
-            }
+            memory(directory, limit, context.fs_group()).map_err(io_error(format!("mount tmpfs on {}", directory.display())))?;
+        } else if !directory.exists() {
+            disk(directory, context.fs_group()).map_err(io_error(format!("create {}", directory.display())))?;
         }
         Ok(Mounted::at(directory))
     }
+}
+
+/// Its mode and group come with the mount, so it is never seen without them.
+fn memory(directory: &Path, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    if is_mount_point(directory) {
+        return Ok(());
+    }
+    let mode = group.map_or("mode=0777".to_owned(), |group| format!("mode=2777,gid={group}"));
+    let options = limit.into_iter().map(|bytes| format!("size={bytes}")).chain([mode]).collect::<Vec<_>>().join(",");
+    Ok(mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?)
+}
+
+/// Made aside and renamed into place, so that what a crash leaves half made is made anew.
+fn disk(directory: &Path, group: Option<i64>) -> io::Result<()> {
+    let aside = directory.with_extension("new~");
+    fs::create_dir_all(&aside)?;
+    fs::set_permissions(&aside, Permissions::from_mode(0o777))?;
+    if let Some(group) = group {
+        own_by_group(&aside, group, true)?;
+    }
+    fs::rename(aside, directory)
 }
 
 pub struct HostPath;
@@ -73,7 +87,7 @@ impl VolumePlugin for HostPath {
 }
 
 /// Upstream: `pkg/volume/hostpath/host_path.go` (checkTypeInternal).
-fn check_host_path(path: &Path, kind: &str) -> Result<(), Error> {
+pub fn check_host_path(path: &Path, kind: &str) -> Result<(), Error> {
     let failed = |what: &str| io_error(format!("{what} {}", path.display()));
     match kind {
         "DirectoryOrCreate" if !path.exists() => {
@@ -97,7 +111,8 @@ fn check_host_path(path: &Path, kind: &str) -> Result<(), Error> {
         "Socket" => file_type.is_socket(),
         "CharDevice" => file_type.is_char_device(),
         "BlockDevice" => file_type.is_block_device(),
-        _ => true,
+        "" => true,
+        other => return Err(Error::Refused(format!("{other} is an invalid volume type"))),
     };
     if right { Ok(()) } else { Err(wrong(path, kind)) }
 }
@@ -111,58 +126,6 @@ fn wrong(path: &Path, kind: &str) -> Error {
         _ => "block device",
     };
     Error::Refused(format!("hostPath type check failed: {} is not a {noun}", path.display()))
-}
-
-/// A claim (or a generic ephemeral volume, whose claim is named after pod and volume) that is bound to a volume on this node.
-pub struct PersistentClaim;
-
-#[async_trait]
-impl VolumePlugin for PersistentClaim {
-    fn name(&self) -> &'static str {
-        "kubernetes.io~local-volume"
-    }
-
-    fn handles(&self, volume: &Volume) -> bool {
-        volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
-    }
-
-    async fn mount(&self, context: &Context<'_>, volume: &Volume) -> Result<Mounted, Error> {
-        let pod = context.pod;
-        let (claim, read_only) = match &volume.persistent_volume_claim {
-            Some(source) => (source.claim_name.clone(), source.read_only == Some(true)),
-            None => (format!("{}-{}", pod.name(), volume.name), false),
-        };
-        let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), pod.namespace());
-        let found = claims.get(&claim).await?;
-        let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        let name = found.spec.and_then(|s| s.volume_name).filter(|n| bound && !n.is_empty());
-        let Some(name) = name else {
-            return Err(Error::Refused(format!("error processing PVC {}/{claim}: PVC is not bound", pod.namespace())));
-        };
-        let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-        let spec = volumes.get(&name).await?.spec.unwrap_or_default();
-        let path = if let Some(source) = spec.host_path {
-            check_host_path(Path::new(&source.path), source.type_.as_deref().unwrap_or_default())?;
-            source.path
-        } else if let Some(source) = spec.local {
-            local(context, Path::new(&source.path))?;
-            source.path
-        } else {
-            return Err(Error::Refused(format!("no volume plugin matched for PersistentVolume {name:?}")));
-        };
-        Ok(Mounted { read_only, ..Mounted::at(path) })
-    }
-}
-
-fn local(context: &Context<'_>, path: &Path) -> Result<(), Error> {
-    if !path.exists() {
-        let missing = io::Error::new(io::ErrorKind::NotFound, "no such file or directory");
-        return Err(Error::Io(format!("path {:?} does not exist", path.display().to_string()), missing));
-    }
-    match context.fs_group() {
-        Some(group) => own_by_group(path, group, true).map_err(io_error(format!("chown {}", path.display()))),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
@@ -25,6 +26,8 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("must not contain '..': {}", sub_path.display())));
     }
     let root = File::open(volume)?;
+    // As open as the volume itself, for a user that is no root.
+    let mode = Mode::from_bits_truncate(root.metadata()?.mode() & 0o777);
     match open_beneath(&root, sub_path) {
         Ok(found) => return Ok(found),
         Err(Errno::ENOENT) => {}
@@ -35,16 +38,28 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         let part = Path::new(part.as_os_str());
         current = match open_beneath(&current, part) {
             Err(Errno::ENOENT) => {
-                match mkdirat(&current, part, Mode::from_bits_truncate(0o750)) {
-                    Ok(()) | Err(Errno::EEXIST) => {}
-                    Err(error) => return Err(error.into()),
+                let made = mkdirat(&current, part, mode);
+                if let Err(error) = made
+                    && error != Errno::EEXIST
+                {
+                    return Err(error.into());
                 }
-                open_beneath(&current, part).map_err(|e| escape(e, sub_path))?
+                let next = open_beneath(&current, part).map_err(|e| escape(e, sub_path))?;
+                if made.is_ok() {
+                    // Past the umask; by descriptor, so that it is the directory just opened.
+                    fs::set_permissions(format!("/proc/self/fd/{}", next.as_raw_fd()), fs::Permissions::from_mode(mode.bits() | setgid(&current)?))?;
+                }
+                next
             }
             found => found.map_err(|e| escape(e, sub_path))?,
         };
     }
     Ok(current)
+}
+
+/// A group's directory hands its group down.
+fn setgid(parent: &OwnedFd) -> io::Result<u32> {
+    Ok(fs::metadata(format!("/proc/self/fd/{}", parent.as_raw_fd()))?.mode() & 0o2000)
 }
 
 fn escape(error: Errno, path: &Path) -> io::Error {
@@ -98,5 +113,45 @@ mod tests {
             assert!(open(&volume, Path::new(path)).is_err(), "{path}");
         }
         assert!(!Path::new("/etc/new").exists());
+    }
+
+    #[test]
+    fn new_directories_are_as_open_as_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o2777)).unwrap();
+        open(dir.path(), Path::new("a/b")).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("a/b")).unwrap().mode() & 0o7777, 0o2777);
+    }
+
+    /// A container that swaps a directory for a link, again and again, never gets outside.
+    #[test]
+    fn an_attacker_who_swaps_links_gains_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("v"), dir.path().join("outside"));
+        fs::create_dir_all(volume.join("in/target")).unwrap();
+        fs::create_dir_all(outside.join("target")).unwrap();
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (attacked, stopped) = (volume.clone(), stop.clone());
+        let attacker = std::thread::spawn(move || {
+            let (real, link, name) = (attacked.join("real"), attacked.join("link"), attacked.join("in"));
+            symlink("../outside", &link).unwrap();
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::rename(&name, &real).unwrap();
+                fs::rename(&link, &name).unwrap();
+                fs::rename(&name, &link).unwrap();
+                fs::rename(&real, &name).unwrap();
+            }
+        });
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let forbidden = [inode(&outside), inode(&outside.join("target"))];
+        for _ in 0..2000 {
+            for path in ["in", "in/target", "in/new"] {
+                let Ok(found) = open(&volume, Path::new(path)) else { continue };
+                assert!(!forbidden.contains(&inode(Path::new(&format!("/proc/self/fd/{}", found.as_raw_fd())))));
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        attacker.join().unwrap();
+        assert!(!outside.join("new").exists());
     }
 }

@@ -123,6 +123,28 @@ fn nodes_write_only_themselves_and_no_steering_labels() {
 }
 
 #[test]
+fn nodes_say_of_a_volume_only_that_its_directory_is_gone() {
+    let volume = |node: &str, deleted: Value, finalizers: Value| {
+        json!({"metadata": {"name": "v", "labels": {"coracle.dev/node": node}, "deletionTimestamp": deleted, "finalizers": finalizers},
+            "spec": {"local": {"path": "/x"}}})
+    };
+    let (ended, held) = (|| json!("2026-01-01T00:00:00Z"), || json!(["coracle.dev/directory", "other"]));
+    let update = |old: Value, new: Value| check(write("persistentvolumes").within("").update(old), new);
+    assert_eq!(update(volume("n1", ended(), held()), volume("n1", ended(), json!(["other"]))), Ok(()));
+    let mut moved = volume("n1", ended(), json!(["other"]));
+    moved["spec"]["local"]["path"] = json!("/etc");
+    for (old, new) in [
+        (volume("n2", ended(), held()), volume("n2", ended(), json!(["other"]))),
+        (volume("n1", Value::Null, held()), volume("n1", Value::Null, json!(["other"]))),
+        (volume("n1", ended(), held()), volume("n1", ended(), json!([]))),
+        (volume("n1", ended(), held()), moved),
+    ] {
+        assert!(update(old, new).unwrap_err().contains("may only let go of the finalizer"));
+    }
+    assert!(check(write("persistentvolumes").within(""), volume("n1", Value::Null, held())).unwrap_err().contains("unexpected operation"));
+}
+
+#[test]
 fn nodes_get_tokens_only_for_their_pods() {
     let request = |name: &str, uid: &str, audiences: &[&str]| json!({"spec": {"audiences": audiences, "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
     let ask = |body: Value| check(write("serviceaccounts/token").named("app"), body);

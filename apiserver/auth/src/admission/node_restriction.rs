@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use api::volume::directory;
 use api::{GroupResource, Key, Status};
 use serde_json::Value;
 
@@ -41,6 +42,7 @@ impl Plugin for NodeRestriction {
             ("", "nodes", _) => check.node(),
             ("", "persistentvolumeclaims", "status") => check.claim_status(),
             ("", "persistentvolumeclaims", _) => check.refuse("may only update PVC status"),
+            ("", "persistentvolumes", _) => check.volume(),
             ("", "serviceaccounts", "token") if request.operation == Operation::Create => check.token(),
             ("coordination.k8s.io", "leases", _) => check.lease(),
             ("storage.k8s.io", "csinodes", _) => check.csi_node(),
@@ -213,6 +215,28 @@ impl Check<'_> {
         };
         self.require(rest(old) == rest(self.object), || {
             format!("node {node:?} is not allowed to update fields other than status.quantity and status.conditions")
+        })
+    }
+
+    /// All that a node ever writes of a volume: that the directory it had is gone.
+    fn volume(&self) -> Verdict {
+        let (node, Operation::Update, Some(old)) = (self.node, self.request.operation, self.request.old) else {
+            return self.unexpected();
+        };
+        let rest = |volume: &Value| {
+            let mut volume = volume.clone();
+            if let Some(meta) = volume.get_mut("metadata").and_then(Value::as_object_mut) {
+                meta.retain(|field, _| !["resourceVersion", "managedFields", "finalizers"].contains(&field.as_str()));
+            }
+            volume
+        };
+        let holders = |volume: &Value| -> Vec<String> {
+            let all = items(volume, "/metadata/finalizers").iter().filter_map(Value::as_str);
+            all.filter(|finalizer| *finalizer != directory::FINALIZER).map(str::to_owned).collect()
+        };
+        let ends = !text(old, "/metadata/deletionTimestamp").is_empty() && meta_entry(old, "labels", directory::NODE) == Some(node);
+        self.require(ends && rest(old) == rest(self.object) && holders(old) == holders(self.object), || {
+            format!("node {node:?} may only let go of the finalizer {:?} of a volume that is being deleted", directory::FINALIZER)
         })
     }
 

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! node ◄─ pod ◄─ secret | configmap | serviceaccount | claim ◄─ volume ◄─ secret
-//! node ◄─ volumeattachment
+//! node ◄─ volumeattachment, volume that is a directory on it
 //! ```
 //! Upstream: `plugin/pkg/auth/authorizer/node/{graph,graph_populator}.go`: a general graph there, four maps here.
 
 use std::collections::{BTreeSet, HashMap};
 
+use api::volume::directory;
 use api::{GroupResource, Key};
 use serde_json::Value;
 
@@ -41,6 +42,8 @@ pub struct Graph {
     volumes: HashMap<String, Volume>,
     volumes_with_secret: HashMap<Key, BTreeSet<String>>,
     attachments: HashMap<String, String>,
+    /// Volumes that are a directory on a node, by name.
+    directories: HashMap<String, String>,
 }
 
 pub fn follows(resource: &GroupResource) -> bool {
@@ -94,6 +97,10 @@ impl Graph {
     }
 
     fn observe_volume(&mut self, name: &str, new: Option<&Value>) {
+        match new.and_then(|volume| meta_entry(volume, "labels", directory::NODE)) {
+            Some(node) => drop(self.directories.insert(name.to_owned(), node.to_owned())),
+            None => drop(self.directories.remove(name)),
+        }
         if let Some(old) = self.volumes.remove(name) {
             for secret in old.secrets {
                 if let Some(volumes) = self.volumes_with_secret.get_mut(&secret) {
@@ -122,6 +129,10 @@ impl Graph {
 
     pub fn uses_volume(&self, node: &str, volume: &str) -> bool {
         self.volumes.get(volume).is_some_and(|volume| self.uses(node, Kind::Claim, &volume.claim))
+    }
+
+    pub fn has_directory(&self, node: &str, volume: &str) -> bool {
+        self.directories.get(volume).is_some_and(|n| n == node)
     }
 
     pub fn runs_pod(&self, node: &str, pod: &Key) -> bool {

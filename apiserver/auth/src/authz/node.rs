@@ -7,6 +7,8 @@
 use std::sync::LazyLock;
 
 use api::Key;
+use api::selector::Operator;
+use api::volume::directory;
 use parking_lot::RwLock;
 
 use super::attributes::{Attributes, Decision};
@@ -27,7 +29,7 @@ pub fn authorize(attributes: &Attributes, graph: &RwLock<Graph>) -> Decision {
             ("", "secrets") => return request.read(Kind::Secret),
             ("", "configmaps") => return request.read(Kind::ConfigMap),
             ("", "persistentvolumeclaims") => return request.claim(),
-            ("", "persistentvolumes") => return request.get(|graph, key| graph.uses_volume(node, &key.name)),
+            ("", "persistentvolumes") => return request.volume(),
             ("storage.k8s.io", "volumeattachments") => return request.get(|graph, key| graph.has_attachment(node, &key.name)),
             ("", "serviceaccounts") => return request.token(),
             ("coordination.k8s.io", "leases") => return request.lease(),
@@ -102,6 +104,22 @@ impl Request<'_> {
             "update" | "patch" => self.related(related),
             _ => no("can only get/update/patch this type"),
         }
+    }
+
+    /// Beyond upstream: the node's own directories, of which it must know when to remove one, and must say that it has.
+    /// What it may write, NodeRestriction checks.
+    fn volume(&self) -> Decision {
+        let own = |graph: &Graph, key: &Key| graph.has_directory(self.node, &key.name);
+        match self.verb() {
+            "list" | "watch" if self.selects_own_directories() => yes(),
+            "patch" if self.attributes.subresource.is_empty() => self.related(own),
+            _ => self.get(|graph, key| graph.uses_volume(self.node, &key.name)),
+        }
+    }
+
+    fn selects_own_directories(&self) -> bool {
+        let requirements = self.attributes.label_selector.iter().flat_map(|selector| selector.requirements());
+        requirements.into_iter().any(|r| r.key == directory::NODE && r.operator == Operator::In && r.values == [self.node])
     }
 
     fn token(&self) -> Decision {

@@ -41,6 +41,11 @@ impl Attributes {
         self
     }
 
+    fn where_label(mut self, selector: &str) -> Self {
+        self.label_selector = Some(api::LabelSelector::parse(selector).unwrap());
+        self
+    }
+
     fn where_field(mut self, selector: &str) -> Self {
         self.field_selector = Some(FieldSelector::parse(selector).unwrap());
         self
@@ -205,8 +210,11 @@ fn nodes_reach_what_their_pods_name() {
         }}),
     );
     observe(&authorizer, "volumeattachments.storage.k8s.io", &json!({"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}));
+    observe(&authorizer, "persistentvolumes", &json!({"metadata": {"name": "dir", "labels": {"coracle.dev/node": "n1"}}}));
     let n1 = |verb: &str, thing: &str| ask("system:node:n1", verb, thing);
     let yes = [
+        n1("watch", "persistentvolumes").where_label("coracle.dev/node=n1"),
+        n1("patch", "persistentvolumes").named("dir"),
         n1("get", "secrets").within("d").named("env"),
         n1("watch", "secrets").within("d").named("vol"),
         n1("get", "configmaps").within("d").named("cm"),
@@ -241,6 +249,9 @@ fn nodes_reach_what_their_pods_name() {
         (n1("list", "secrets").within("d"), "No Object name found"),
         (n1("list", "secrets"), "can only read namespaced object of this type"),
         (n1("update", "secrets").within("d").named("env"), "can only read resources of this type"),
+        (n1("patch", "persistentvolumes").named("pv1"), unrelated),
+        (n1("patch", "persistentvolumes/status").named("dir"), "can only get individual resources of this type"),
+        (n1("list", "persistentvolumes").where_label("coracle.dev/node=n2"), "can only get individual resources of this type"),
         (n1("list", "persistentvolumes"), "can only get individual resources of this type"),
         (n1("create", "serviceaccounts/token").within("d").named("admin"), unrelated),
         (n1("get", "nodes").named("n2"), "node 'n1' cannot read 'n2', only its own Node object"),

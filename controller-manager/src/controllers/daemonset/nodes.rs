@@ -2,7 +2,6 @@
 //!
 //! Upstream: `pkg/controller/daemon/{daemon_controller,util/daemonset_util}.go`.
 
-use api::selector::{Operator, Requirement};
 use k8s_openapi::api::core::v1::{
     Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
 };
@@ -42,35 +41,11 @@ fn selects(spec: &PodSpec, node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
     let plain = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let required = required(spec);
-    plain && required.is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_matches(term, node, labels)))
+    plain && required.is_none_or(|selector| api::nodes::selector_matches(selector, meta::name(node), labels))
 }
 
 fn required(spec: &PodSpec) -> Option<&NodeSelector> {
     spec.affinity.as_ref()?.node_affinity.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
-}
-
-/// A term without requirements matches nothing.
-fn term_matches(term: &NodeSelectorTerm, node: &Node, labels: &Labels) -> bool {
-    let fields = Labels::from([(NODE_NAME.to_owned(), meta::name(node).to_owned())]);
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let field_requirements = term.match_fields.as_deref().unwrap_or_default();
-    !(expressions.is_empty() && field_requirements.is_empty())
-        && expressions.iter().all(|requirement| holds(requirement, labels))
-        && field_requirements.iter().all(|requirement| holds(requirement, &fields))
-}
-
-fn holds(requirement: &NodeSelectorRequirement, labels: &Labels) -> bool {
-    let operator = match requirement.operator.as_str() {
-        "In" => Operator::In,
-        "NotIn" => Operator::NotIn,
-        "Exists" => Operator::Exists,
-        "DoesNotExist" => Operator::DoesNotExist,
-        "Gt" => Operator::GreaterThan,
-        "Lt" => Operator::LessThan,
-        _ => return false,
-    };
-    let values = requirement.values.clone().unwrap_or_default();
-    Requirement::new(&requirement.key, operator, values).is_ok_and(|requirement| requirement.matches(labels))
 }
 
 fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
