@@ -53,8 +53,10 @@ impl Worker {
             if fresh {
                 self.kubelet.recorder.normal(&container_reference(pod, name), "Killing", message.clone());
             }
-            let spent = i64::try_from(since.elapsed().as_secs()).unwrap_or(i64::MAX);
-            let grace = self.container_grace(pod, instance, grace).saturating_sub(spent).max(0);
+            // The end of a pod has one allowance: sidecars, which wait for the others, have what these left of it.
+            let spent = self.end_since.unwrap_or(since).elapsed().max(since.elapsed());
+            let allowed = self.container_grace(pod, instance, grace);
+            let grace = allowed.saturating_sub(i64::try_from(spent.as_secs()).unwrap_or(i64::MAX)).max(allowed.clamp(0, MIN_GRACE));
             stops.push((instance, grace, fresh));
         }
         let mut acted = !stops.is_empty();

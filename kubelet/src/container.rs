@@ -2,7 +2,8 @@
 //!
 //! Upstream: `pkg/kubelet/kuberuntime/{kuberuntime_container,kuberuntime_container_linux,security_context}.go`, v1.33.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
@@ -144,7 +145,7 @@ fn mounts(inputs: &Inputs, variables: &HashMap<&str, &str>) -> Result<Vec<Mount>
 
 fn sub_path(inputs: &Inputs, mount: &VolumeMount, index: usize, volume: &Mounted, variables: &HashMap<&str, &str>) -> Result<PathBuf, String> {
     let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
-        (_, Some(expression)) if !expression.is_empty() => expand(expression, |name| variables.get(name).map(|v| (*v).to_owned())),
+        (_, Some(expression)) if !expression.is_empty() => expand_sub_path(expression, variables)?,
         (Some(path), _) if !path.is_empty() => path.clone(),
         _ => return Ok(volume.path.clone()),
     };
@@ -155,6 +156,25 @@ fn sub_path(inputs: &Inputs, mount: &VolumeMount, index: usize, volume: &Mounted
         .join(index.to_string());
     subpath::bind(&volume.path, &sub_path, &target)
         .map_err(|e| format!("failed to prepare subPath for volumeMount {:?} of container {:?}: {e}", mount.name, inputs.container.name))
+}
+
+/// Every variable must have a value: half a path would lead to the wrong place.
+fn expand_sub_path(expression: &str, variables: &HashMap<&str, &str>) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = expand(expression, |name| {
+        let value = variables.get(name).filter(|value| !value.is_empty());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value.map(|value| (*value).to_owned())
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    match missing.as_slice() {
+        [] if path.starts_with('/') => Err(format!("error SubPath `{path}` must not be an absolute path")),
+        [] if path.split('/').any(|part| part == "..") => Err(format!("unable to provision SubPath `{path}`: must not contain '..'")),
+        [] => Ok(path),
+        missing => Err(format!("missing value for {}", missing.join(", "))),
+    }
 }
 
 /// The container's security context over the pod's.
@@ -214,5 +234,24 @@ fn security_context(inputs: &Inputs, security: &SecurityContext) -> LinuxContain
         readonly_paths: paths(&READ_ONLY),
         seccomp: Some(seccomp),
         ..LinuxContainerSecurityContext::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths_are_whole_or_refused() {
+        let variables = HashMap::from([("POD", "web-0"), ("UP", ".."), ("ROOT", "/etc"), ("EMPTY", "")]);
+        for (expression, expected) in [
+            ("logs/$(POD)", Ok("logs/web-0")),
+            ("$$(POD)", Ok("$(POD)")),
+            ("$(NONE)/$(EMPTY)", Err("missing value for EMPTY, NONE")),
+            ("$(ROOT)", Err("error SubPath `/etc` must not be an absolute path")),
+            ("a/$(UP)/b", Err("unable to provision SubPath `a/../b`: must not contain '..'")),
+        ] {
+            assert_eq!(expand_sub_path(expression, &variables), expected.map(str::to_owned).map_err(str::to_owned), "{expression}");
+        }
     }
 }

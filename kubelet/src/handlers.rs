@@ -36,7 +36,10 @@ pub async fn probe(cri: &Cri, target: &Target, probe: &Probe, timeout: Duration)
     let result = if let Some(exec) = &probe.exec {
         return exec_probe(cri, target, exec, timeout).await;
     } else if let Some(get) = &probe.http_get {
-        http(target, get, timeout, "kube-probe/1.33").await
+        http(target, get, timeout, "kube-probe/1.33").await.and_then(|status| match status {
+            200..400 => Ok(()),
+            status => Err(format!("HTTP probe failed with statuscode: {status}")),
+        })
     } else if let Some(socket) = &probe.tcp_socket {
         tcp(target, socket.host.as_deref(), &socket.port, timeout).await
     } else if let Some(grpc) = &probe.grpc {
@@ -104,7 +107,7 @@ async fn tcp(target: &Target, host: Option<&str>, at: &IntOrString, timeout: Dur
     }
 }
 
-async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &str) -> Result<(), String> {
+async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &str) -> Result<u16, String> {
     let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.ip);
     let address = host_port(host, port(target, &get.port)?);
     let path = get.path.as_deref().unwrap_or("/");
@@ -114,8 +117,7 @@ async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &s
     let failed = |error: String| format!("Get {url:?}: {error}");
     let asked = tokio::time::timeout(timeout, http_status(get, host, &address, &path, tls, agent)).await;
     let late = || failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into());
-    let status = asked.map_err(|_| late())?.map_err(failed)?;
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+    asked.map_err(|_| late())?.map_err(failed)
 }
 
 async fn http_status(get: &HTTPGetAction, host: &str, address: &str, path: &str, tls: bool, agent: &str) -> Result<u16, String> {
@@ -167,25 +169,31 @@ struct HealthCheckResponse {
     status: i32,
 }
 
-const SERVING: i32 = 1;
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus`
+const STATUSES: [&str; 4] = ["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"];
 
 async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> Result<(), String> {
     let address = host_port(&target.ip, u16::try_from(grpc.port).map_err(|e| e.to_string())?);
+    let seconds = timeout.as_secs();
     let check = async {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
-        let channel = endpoint.connect().await.map_err(|_| format!("timeout: failed to connect service {address:?} within {}s", timeout.as_secs()))?;
+        let endpoint = endpoint.user_agent("kube-probe/1.33").map_err(|e| e.to_string())?;
+        let channel = endpoint.connect().await.map_err(|_| format!("timeout: failed to connect service {address:?} within {seconds}s: context deadline exceeded"))?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|e| e.to_string())?;
         let request = tonic::Request::new(HealthCheckRequest { service: grpc.service.clone().unwrap_or_default() });
         let path = http::uri::PathAndQuery::from_static("/grpc.health.v1.Health/Check");
         let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
-        let answer = client.unary(request, path, codec).await.map_err(|e| format!("error: health rpc probe failed: {}", e.message()))?;
-        match answer.into_inner().status {
-            SERVING => Ok(()),
-            _ => Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
-        }
+        let answer = client.unary(request, path, codec).await.map_err(|e| match e.code() {
+            tonic::Code::Unimplemented => {
+                format!("error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {}", e.message())
+            }
+            _ => format!("error: health rpc probe failed: {}", e.message()),
+        })?;
+        let status = usize::try_from(answer.into_inner().status).ok().and_then(|status| STATUSES.get(status)).unwrap_or(&"UNKNOWN");
+        if *status == "SERVING" { Ok(()) } else { Err(format!("service unhealthy (responded with {status:?})")) }
     };
-    tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs())))
+    tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {seconds}s: context deadline exceeded")))
 }
 
 /// Runs a lifecycle hook to its end.
@@ -199,7 +207,8 @@ pub async fn hook(cri: &Cri, target: &Target, handler: &LifecycleHandler) -> Res
         };
     }
     if let Some(get) = &handler.http_get {
-        return http(target, get, Duration::from_secs(60), "kube-lifecycle/1.33").await;
+        // An answer is enough, whatever it says.
+        return http(target, get, Duration::from_secs(60), "kube-lifecycle/1.33").await.map(drop);
     }
     if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0).unsigned_abs())).await;
@@ -209,4 +218,50 @@ pub async fn hook(cri: &Cri, target: &Target, handler: &LifecycleHandler) -> Res
         return tcp(target, socket.host.as_deref(), &socket.port, Duration::from_secs(60)).await;
     }
     Err("invalid handler".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+
+    /// A gRPC server of few words: healthy for the service "", not so for "sick", and without the protocol for "none".
+    async fn health_server() -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| async {
+                    use prost::Message;
+                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                    let body = request.into_body().collect().await?.to_bytes();
+                    let asked = HealthCheckRequest::decode(&body[5..]).unwrap();
+                    let message = HealthCheckResponse { status: if asked.service.is_empty() { 1 } else { 2 } }.encode_to_vec();
+                    let frame = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()], message.as_slice()].concat();
+                    let code = if asked.service == "none" { "12" } else { "0" };
+                    let trailers = http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static(code))]);
+                    let body = http_body_util::Full::new(Bytes::from(frame)).with_trailers(async { Some(Ok(trailers)) });
+                    Ok::<_, hyper::Error>(http::Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+                });
+                let executor = hyper_util::rt::TokioExecutor::new();
+                tokio::spawn(hyper::server::conn::http2::Builder::new(executor).serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn grpc_health_by_a_real_server() {
+        let address = health_server().await;
+        let target = Target { pod: Arc::default(), container: Container::default(), container_id: String::new(), ip: address.ip().to_string() };
+        let ask = async |port: u16, service: &str| {
+            let action = GRPCAction { port: port.into(), service: Some(service.into()) };
+            grpc_health(&target, &action, Duration::from_secs(5)).await
+        };
+        assert_eq!(ask(address.port(), "").await, Ok(()));
+        assert_eq!(ask(address.port(), "sick").await, Err("service unhealthy (responded with \"NOT_SERVING\")".into()));
+        assert!(ask(address.port(), "none").await.unwrap_err().starts_with("error: this server does not implement the grpc health protocol"));
+        assert!(ask(1, "").await.unwrap_err().starts_with("timeout: failed to connect service \"127.0.0.1:1\" within 5s"));
+    }
 }

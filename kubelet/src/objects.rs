@@ -78,6 +78,23 @@ impl Objects {
     }
 }
 
+/// What this module asks of an object.
+trait Immutable {
+    fn immutable(&self) -> bool;
+}
+
+impl Immutable for ConfigMap {
+    fn immutable(&self) -> bool {
+        self.immutable == Some(true)
+    }
+}
+
+impl Immutable for Secret {
+    fn immutable(&self) -> bool {
+        self.immutable == Some(true)
+    }
+}
+
 struct Watched<K> {
     kind: &'static str,
     client: Client,
@@ -95,7 +112,7 @@ struct Entry<K> {
 
 impl<K> Watched<K>
 where
-    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Immutable + Send + Sync + 'static,
 {
     fn new(kind: &'static str, client: Client, token: CancellationToken, wake: Wake) -> Self {
         Watched { kind, client, token, wake, entries: Mutex::default() }
@@ -160,9 +177,15 @@ where
                 }
             };
             delay = FIRST_RETRY;
+            let last = news.as_deref().is_some_and(K::immutable);
             sender.send_replace(Some(news));
             let users = self.entries.lock().get(&key).map(|e| e.users.clone()).unwrap_or_default();
             users.iter().for_each(|uid| (self.wake)(uid));
+            if last {
+                // It can't change any more: its watch ends, and only its value is held.
+                sender.closed().await;
+                return;
+            }
         }
     }
 

@@ -93,12 +93,13 @@ pub fn plan(inputs: &Inputs) -> Plan {
     plan
 }
 
-/// Stops what still runs: containers first (sidecars after the others), then the sandboxes.
+/// Stops what still runs: containers first, then sidecars one by one, the last started first; then the sandboxes.
 pub fn plan_end(pod: &Pod, observed: &Observed) -> Plan {
     let mut plan = Plan { finished: true, ..Plan::default() };
-    let is_sidecar = |name: &str| pod.init_containers().iter().any(|c| c.name == name && c.is_sidecar());
-    let (sidecars, others): (Vec<_>, Vec<_>) = observed.running().partition(|c| is_sidecar(&c.name));
-    let next = if others.is_empty() { sidecars } else { others };
+    let sidecars: Vec<&Container> = pod.init_containers().iter().filter(|c| c.is_sidecar()).rev().collect();
+    let others: Vec<_> = observed.running().filter(|run| !sidecars.iter().any(|c| c.name == run.name)).collect();
+    let last = sidecars.iter().find_map(|c| observed.running().find(|run| run.name == c.name));
+    let next = if others.is_empty() { last.into_iter().collect() } else { others };
     for instance in &next {
         plan.actions.push(stop(instance, format!("Stopping container {}", instance.name)));
     }

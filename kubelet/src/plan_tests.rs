@@ -190,17 +190,19 @@ fn a_failed_init_container_fails_a_pod_that_never_restarts() {
 #[test]
 fn the_end_stops_containers_then_sidecars_then_the_sandbox() {
     let pod = pod(serde_json::json!({
-        "initContainers": [{"name": "side", "image": "i", "restartPolicy": "Always"}], "containers": [{"name": "a", "image": "i"}]
+        "initContainers": [{"name": "proxy", "image": "i", "restartPolicy": "Always"}, {"name": "side", "image": "i", "restartPolicy": "Always"}], "containers": [{"name": "a", "image": "i"}]
     }));
     let mut observed = Observed {
         sandboxes: vec![sandbox("s0", 0, true)],
-        containers: vec![run(&pod, "a", "s0", State::Running, 0, 0), run(&pod, "side", "s0", State::Running, 0, 0)],
+        containers: vec![run(&pod, "a", "s0", State::Running, 0, 0), run(&pod, "side", "s0", State::Running, 0, 0), run(&pod, "proxy", "s0", State::Running, 0, 0)],
     };
     let end = |observed: &Observed| text(&plan_end(&pod, observed));
     assert_eq!(end(&observed), "stop a0: Stopping container a\nfinished");
     observed.containers[0] = run(&pod, "a", "s0", State::Exited, 0, 0);
     assert_eq!(end(&observed), "stop side0: Stopping container side\nfinished");
     observed.containers[1] = run(&pod, "side", "s0", State::Exited, 0, 0);
+    assert_eq!(end(&observed), "stop proxy0: Stopping container proxy\nfinished", "the first started ends last");
+    observed.containers[2] = run(&pod, "proxy", "s0", State::Exited, 0, 0);
     assert_eq!(end(&observed), "stop sandbox s0\nfinished");
     observed.sandboxes[0].ready = false;
     assert_eq!(end(&observed), "finished");

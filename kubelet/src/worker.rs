@@ -81,6 +81,8 @@ pub struct Worker {
     pub(crate) health: BTreeMap<String, Health>,
     /// Containers whose end has begun: since when.
     pub(crate) ending: HashMap<String, Instant>,
+    /// Since when the whole pod ends.
+    pub(crate) end_since: Option<Instant>,
     /// Crashes whose BackOff event is out.
     pub(crate) told: HashSet<String>,
     deleted: bool,
@@ -105,6 +107,7 @@ impl Worker {
             messages: BTreeMap::new(),
             health: BTreeMap::new(),
             ending: HashMap::new(),
+            end_since: None,
             told: HashSet::new(),
             deleted: false,
             kubelet,
@@ -229,13 +232,22 @@ impl Worker {
         if self.stop(pod, observed, &end, grace).await? {
             return Ok(Step::Again);
         }
+        self.release_volumes().await?;
         self.publish(pod, observed, true);
         self.kubelet.objects.hold(&self.uid, None);
         Ok(Step::Wait(None))
     }
 
+    /// No container of it will run again: its volumes go, though its record stays. What outlives it is elsewhere.
+    async fn release_volumes(&mut self) -> Result<()> {
+        self.volumes.clear();
+        let directory = volumes::pod_directory(&self.kubelet.config.root_dir, &self.uid);
+        Ok(tokio::task::spawn_blocking(move || volumes::remove_volumes(&directory)).await??)
+    }
+
     async fn sync_end(&mut self, pod: &Arc<Pod>, desired: &Desired, grace: i64) -> Result<Step> {
         self.probes.stop_all();
+        self.end_since.get_or_insert_with(Instant::now);
         let observed = self.observe(pod).await?;
         let plan = plan::plan_end(pod, &observed);
         if !plan.actions.is_empty() {
@@ -244,6 +256,7 @@ impl Worker {
             return Ok(Step::Again);
         }
         self.kubelet.objects.hold(&self.uid, None);
+        self.release_volumes().await?;
         if desired.gone {
             self.remove_everything(&observed).await?;
             return Ok(Step::Finished);

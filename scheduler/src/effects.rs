@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use api::k8s_openapi::api::core::v1::{Pod, PodCondition};
 use api::k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
@@ -37,11 +38,12 @@ impl Effects {
 
     async fn pre_bind_and_bind(&self, pod: &PodInfo, node: &str) -> anyhow::Result<()> {
         for row in PLUGINS {
-            row.plugin.pre_bind(&self.context, pod, node).await?;
+            let prepared = row.plugin.pre_bind(&self.context, pod, node).await;
+            prepared.with_context(|| format!("running PreBind plugin {:?}", row.plugin.name()))?;
         }
         for row in PLUGINS {
             if let Some(bind) = row.plugin.bind(&self.context, pod, node) {
-                return bind.await;
+                return bind.await.context("binding rejected");
             }
         }
         anyhow::bail!("no plugin binds pods")
@@ -62,8 +64,8 @@ impl Effects {
 
     pub async fn binding_failed(&self, pod: &PodInfo, error: &anyhow::Error) {
         tracing::warn!(pod = %pod.key, "binding failed: {error:#}");
-        self.recorder.warning(&reference(&*pod.pod), "FailedScheduling", format!("binding rejected: {error:#}"));
-        self.set_condition(pod, "SchedulerError", &format!("binding rejected: {error:#}"), None).await;
+        self.recorder.warning(&reference(&*pod.pod), "FailedScheduling", format!("{error:#}"));
+        self.set_condition(pod, "SchedulerError", &format!("{error:#}"), None).await;
     }
 
     /// Writes nothing if nothing would change.

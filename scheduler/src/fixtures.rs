@@ -134,6 +134,9 @@ fn named<K: api::k8s_openapi::Metadata<Ty = api::k8s_openapi::apimachinery::pkg:
 }
 
 impl World for TestWorld {
+    fn node(&self, _: &str) -> Option<Arc<Node>> {
+        None
+    }
     fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         named(&self.namespaces, &Key::cluster(name))
     }

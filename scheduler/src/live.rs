@@ -82,6 +82,9 @@ impl Live {
 }
 
 impl World for Live {
+    fn node(&self, name: &str) -> Option<Arc<Node>> {
+        self.nodes.get(&Key::cluster(name))
+    }
     fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
         self.namespaces.get(&Key::cluster(name))
     }

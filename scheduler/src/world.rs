@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use api::Key;
 use api::k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
-use api::k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service};
+use api::k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service};
 use api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use api::k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 
@@ -14,6 +14,7 @@ use crate::affinity::Labels;
 
 /// Read access by name and by namespace; answers are what the informers hold at this moment.
 pub trait World: Send + Sync {
+    fn node(&self, name: &str) -> Option<Arc<Node>>;
     fn namespace(&self, name: &str) -> Option<Arc<Namespace>>;
     fn services(&self, namespace: &str) -> Vec<Arc<Service>>;
     fn replication_controller(&self, key: &Key) -> Option<Arc<ReplicationController>>;

@@ -170,6 +170,17 @@ fn used(pod: &Pod) -> BTreeSet<&str> {
     mounts.chain(devices).collect()
 }
 
+/// Unmounts and removes a pod's volumes; logs, termination messages and the like stay.
+pub fn remove_volumes(directory: &Path) -> io::Result<()> {
+    for part in ["volume-subpaths", "volumes"].map(|name| directory.join(name)) {
+        if part.exists() {
+            unmount_below(&part)?;
+            std::fs::remove_dir_all(part)?;
+        }
+    }
+    Ok(())
+}
+
 /// Unmounts and removes all that the pod had on disk.
 pub fn remove_pod_directory(root: &Path, uid: &str) -> io::Result<()> {
     let directory = pod_directory(root, uid);
@@ -204,8 +215,11 @@ pub fn unmount_below(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether another file system begins here. (Not so for a bind of the same one, which no volume of ours is.)
 pub fn is_mount_point(path: &Path) -> bool {
-    mounts_below(path).is_ok_and(|points| points.iter().any(|p| p == path))
+    use std::os::unix::fs::MetadataExt;
+    let device = |path: &Path| std::fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
+    path.parent().is_some_and(|parent| device(path) != device(parent))
 }
 
 /// Gives a volume that outlives its pod to the pod's group, if it has one. With the policy OnRootMismatch a volume whose top is right is left alone.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccountTokenProjection, Volume};
 
 use super::atomic::{File, Payload};
-use super::{Context, Error, Mounted, VolumePlugin, atomic, io_error};
+use super::{Context, Error, Mounted, VolumePlugin, atomic, io_error, plain};
 use crate::fields;
 use crate::pod::PodExt;
 
@@ -17,6 +17,11 @@ const DEFAULT_MODE: i32 = 0o644;
 
 fn mode(mode: Option<i32>) -> u32 {
     mode.unwrap_or(DEFAULT_MODE).unsigned_abs() & 0o777
+}
+
+/// Where a volume may hold secrets it is in memory, so that they reach no disk.
+fn in_memory(context: &Context<'_>) -> Result<(), Error> {
+    plain::memory(&context.directory, None, None).map_err(io_error(format!("mount tmpfs on {}", context.directory.display())))
 }
 
 fn finish(context: &Context<'_>, payload: &Payload, refresh: Option<Duration>) -> Result<Mounted, Error> {
@@ -123,6 +128,7 @@ impl VolumePlugin for Secrets {
         let name = source.secret_name.unwrap_or_default();
         let optional = source.optional == Some(true);
         let files = secret_files(context, &name, source.items.as_deref(), mode(source.default_mode), optional).await?;
+        in_memory(context)?;
         finish(context, &files, None)
     }
 }
@@ -179,6 +185,7 @@ impl VolumePlugin for Projected {
                 refresh = Some(refresh.map_or(after, |r| r.min(after)));
             }
         }
+        in_memory(context)?;
         finish(context, &payload, refresh)
     }
 }

@@ -46,7 +46,7 @@ impl VolumePlugin for EmptyDir {
 }
 
 /// Its mode and group come with the mount, so it is never seen without them.
-fn memory(directory: &Path, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
+pub fn memory(directory: &Path, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     if is_mount_point(directory) {
         return Ok(());

@@ -16,22 +16,21 @@ use anyhow::{Context as _, Result, bail};
 use api::Key;
 use api::k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, TopologySelectorTerm};
 use api::k8s_openapi::api::storage::v1::StorageClass;
-use api::quantity::Quantity;
+use api::volume::{self, BOUND_BY_CONTROLLER, Fit, SELECTED_NODE, annotation, claim_class, is_fully_bound, volume_name};
 use futures::future::BoxFuture;
 use kube::api::{Api, Patch, PatchParams};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::affinity::{compile, selector_matches};
+use crate::affinity::{Labels, selector_matches};
 use crate::cache::{NodeInfo, PodInfo};
-use crate::framework::{BindContext, Context, Filter, Plugin, PreFilter, Reject};
+use crate::framework::{BindContext, Context, Filter, Plugin, PreFilter, Reason, Reject};
 use crate::hints::{self, ClusterEvent};
 use crate::world::World;
 
 /// How long a pod waits for its volumes before it is scheduled anew. Upstream's default.
 const BIND_TIMEOUT: Duration = Duration::from_secs(600);
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
-const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to bind";
 
 /// Volumes taken by pods whose binding is under way: volume → claim.
 pub struct VolumeBinding {
@@ -50,8 +49,16 @@ struct Claims<'c> {
     /// Volumes of bound claims; `None`: the volume is gone.
     bound: Vec<Option<Arc<PersistentVolume>>>,
     /// Claims to be bound on the node.
-    delayed: Vec<Arc<PersistentVolumeClaim>>,
+    delayed: Vec<Delayed>,
     reserved: BTreeMap<String, Key>,
+}
+
+/// A claim that waits for its first consumer, with the free volumes that suit it, wherever they are.
+#[derive(Clone)]
+struct Delayed {
+    claim: Arc<PersistentVolumeClaim>,
+    class: Arc<StorageClass>,
+    candidates: Vec<Arc<PersistentVolume>>,
 }
 
 /// What the pod's delayed claims get on a node.
@@ -61,31 +68,27 @@ struct Choice {
     provision: Vec<Arc<PersistentVolumeClaim>>,
 }
 
-fn is_bound(claim: &PersistentVolumeClaim) -> bool {
-    let volume = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).is_some_and(|v| !v.is_empty());
-    volume && claim.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(BIND_COMPLETED))
-}
-
-fn storage_class(world: &dyn World, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
-    world.storage_class(claim.spec.as_ref()?.storage_class_name.as_deref()?)
-}
-
-fn waits_for_consumer(world: &dyn World, claim: &PersistentVolumeClaim) -> bool {
-    storage_class(world, claim).is_some_and(|c| c.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer"))
+/// The claim's class, if its volumes are bound where the first pod runs.
+fn delaying_class(world: &dyn World, claim: &PersistentVolumeClaim) -> Option<Arc<StorageClass>> {
+    let class = world.storage_class(claim_class(claim))?;
+    (class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")).then_some(class)
 }
 
 fn find_claim(world: &dyn World, pod: &PodInfo, name: &str) -> Result<Arc<PersistentVolumeClaim>, Reject> {
+    let mut ephemeral = pod.spec().volumes.iter().flatten().filter(|v| v.ephemeral.is_some());
+    let is_ephemeral = ephemeral.any(|v| name == format!("{}-{}", pod.key.name, v.name));
     let Some(claim) = world.claim(&Key::new(pod.key.namespace.clone(), name)) else {
-        let ephemeral =
-            pod.spec().volumes.iter().flatten().any(|v| v.ephemeral.is_some() && name == format!("{}-{}", pod.key.name, v.name));
-        return Err(Reject::unresolvable(match ephemeral {
+        return Err(Reject::unresolvable(match is_ephemeral {
             true => format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\""),
             false => format!("persistentvolumeclaim \"{name}\" not found"),
         }));
     };
-    let phase = claim.status.as_ref().and_then(|s| s.phase.as_deref());
-    let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).unwrap_or_default();
-    if phase == Some("Lost") {
+    if is_ephemeral && !claim.metadata.owner_references.iter().flatten().any(|o| o.controller == Some(true) && o.uid == pod.uid) {
+        let text = format!("PVC {} was not created for pod {} (pod is not owner)", Key::of(&*claim), pod.key);
+        return Err(Reject::unresolvable(text));
+    }
+    if claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Lost") {
+        let volume = volume_name(&claim);
         return Err(Reject::unresolvable(format!("persistentvolumeclaim \"{name}\" bound to non-existent persistentvolume \"{volume}\"")));
     }
     if claim.metadata.deletion_timestamp.is_some() {
@@ -99,11 +102,11 @@ impl<'c> Claims<'c> {
         let mut claims = Claims { world, bound: Vec::new(), delayed: Vec::new(), reserved };
         for name in &pod.claims {
             let claim = find_claim(world, pod, name)?;
-            if is_bound(&claim) {
-                let volume = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
-                claims.bound.push(world.volume(volume));
-            } else if waits_for_consumer(world, &claim) {
-                claims.delayed.push(claim);
+            if is_fully_bound(&claim) {
+                claims.bound.push(world.volume(volume_name(&claim)));
+            } else if let Some(class) = delaying_class(world, &claim).filter(|_| volume_name(&claim).is_empty()) {
+                let candidates = claims.candidates(&claim);
+                claims.delayed.push(Delayed { claim, class, candidates });
             } else {
                 return Err(Reject::unresolvable("pod has unbound immediate PersistentVolumeClaims"));
             }
@@ -111,56 +114,41 @@ impl<'c> Claims<'c> {
         Ok(claims)
     }
 
+    /// What is kept for the claim, else what is free, smallest first; nothing if its volume is being made already.
+    fn candidates(&self, claim: &PersistentVolumeClaim) -> Vec<Arc<PersistentVolume>> {
+        if annotation(&claim.metadata, SELECTED_NODE).is_some() {
+            return Vec::new();
+        }
+        let (key, selector) = (Key::of(claim), volume::selector(claim));
+        let ours = |v: &PersistentVolume| self.reserved.get(v.metadata.name.as_deref().unwrap_or_default()).is_none_or(|by| *by == key);
+        let fits = self.world.volumes().into_iter().map(|v| (volume::fit(&v, claim, &selector), v));
+        let (reserved, mut free): (Vec<_>, Vec<_>) = fits.filter(|(fit, v)| *fit != Fit::No && ours(v)).partition(|(fit, _)| *fit == Fit::Reserved);
+        free.sort_by_key(|(_, v)| volume::capacity(v));
+        let chosen = if reserved.is_empty() { free } else { reserved };
+        chosen.into_iter().map(|(_, v)| v).collect()
+    }
+
     fn choose(&self, node: &NodeInfo) -> Option<Choice> {
         let mut choice = Choice::default();
-        for claim in &self.delayed {
+        for Delayed { claim, class, candidates } in &self.delayed {
+            if annotation(&claim.metadata, SELECTED_NODE).is_some_and(|selected| selected != node.name) {
+                return None;
+            }
             let taken = |volume: &PersistentVolume| choice.volumes.iter().any(|(_, v)| v.metadata.name == volume.metadata.name);
-            let free = self.world.volumes().into_iter().filter(|v| !taken(v) && self.usable(claim, v, node));
-            match free.min_by_key(|v| capacity(v)) {
-                Some(volume) => choice.volumes.push((claim.clone(), volume)),
-                None if can_provision(&*storage_class(self.world, claim)?, node) => choice.provision.push(claim.clone()),
+            match candidates.iter().find(|v| !taken(v) && reaches(v, &node.name, node.labels())) {
+                Some(volume) => choice.volumes.push((claim.clone(), volume.clone())),
+                None if can_provision(class, node) => choice.provision.push(claim.clone()),
                 None => return None,
             }
         }
         Some(choice)
     }
-
-    fn usable(&self, claim: &PersistentVolumeClaim, volume: &PersistentVolume, node: &NodeInfo) -> bool {
-        let key = Key::of(claim);
-        let name = volume.metadata.name.as_deref().unwrap_or_default();
-        let (Some(wanted), Some(offered)) = (&claim.spec, &volume.spec) else { return false };
-        let owner = offered
-            .claim_ref
-            .as_ref()
-            .map(|r| (r.namespace.as_deref() == Some(&key.namespace) && r.name.as_deref() == Some(&key.name), r.uid.as_deref()));
-        let free = match owner {
-            Some((same, uid)) => same && uid.is_none_or(|u| u.is_empty() || Some(u) == claim.metadata.uid.as_deref()),
-            None => volume.status.as_ref().and_then(|s| s.phase.as_deref()).is_none_or(|p| p == "Available"),
-        };
-        let modes = |spec: &Option<Vec<String>>| spec.clone().unwrap_or_default();
-        let volume_mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".to_owned());
-        let requested =
-            wanted.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")).and_then(|q| Quantity::parse(&q.0).ok());
-        free && self.reserved.get(name).is_none_or(|by| *by == key)
-            && volume.metadata.deletion_timestamp.is_none()
-            && offered.storage_class_name.as_deref().unwrap_or_default() == wanted.storage_class_name.as_deref().unwrap_or_default()
-            && volume_mode(&offered.volume_mode) == volume_mode(&wanted.volume_mode)
-            && modes(&wanted.access_modes).iter().all(|mode| modes(&offered.access_modes).contains(mode))
-            && requested.is_none_or(|q| q.value() <= capacity(volume))
-            && wanted.selector.as_ref().is_none_or(|s| compile(s).matches(&volume.metadata.labels.clone().unwrap_or_default()))
-            && reaches(volume, node)
-    }
-}
-
-fn capacity(volume: &PersistentVolume) -> i64 {
-    let quantity = volume.spec.as_ref().and_then(|s| s.capacity.as_ref()?.get("storage"));
-    quantity.and_then(|q| Quantity::parse(&q.0).ok()).map_or(0, |q| q.value())
 }
 
 /// Whether the volume can be used on the node.
-fn reaches(volume: &PersistentVolume, node: &NodeInfo) -> bool {
+fn reaches(volume: &PersistentVolume, name: &str, labels: &Labels) -> bool {
     let required = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()?.required.as_ref());
-    required.is_none_or(|selector| selector_matches(selector, &node.name, node.labels()))
+    required.is_none_or(|selector| selector_matches(selector, name, labels))
 }
 
 fn can_provision(class: &StorageClass, node: &NodeInfo) -> bool {
@@ -169,22 +157,23 @@ fn can_provision(class: &StorageClass, node: &NodeInfo) -> bool {
         expressions.all(|e| node.label(&e.key).is_some_and(|value| e.values.iter().any(|v| v == value)))
     };
     let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
-    class.provisioner != "kubernetes.io/no-provisioner" && (topologies.is_empty() || topologies.iter().any(allows))
+    let makes = !class.provisioner.is_empty() && class.provisioner != "kubernetes.io/no-provisioner";
+    makes && (topologies.is_empty() || topologies.iter().any(allows))
 }
 
 impl<'c> Filter<'c> for Claims<'c> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Reject> {
-        for volume in &self.bound {
-            match volume {
-                None => return Err(Reject::unresolvable("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)")),
-                Some(volume) if !reaches(volume, node) => return Err(Reject::unresolvable("node(s) had volume node affinity conflict")),
-                Some(_) => {}
-            }
+        let mut reasons: Vec<Reason> = Vec::new();
+        if self.bound.iter().flatten().any(|volume| !reaches(volume, &node.name, node.labels())) {
+            reasons.push("node(s) had volume node affinity conflict".into());
         }
-        match self.choose(node) {
-            Some(_) => Ok(()),
-            None => Err(Reject::unresolvable("node(s) didn't find available persistent volumes to bind")),
+        if self.choose(node).is_none() {
+            reasons.push(NO_VOLUME.into());
         }
+        if self.bound.iter().any(Option::is_none) {
+            reasons.push("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)".into());
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(Reject { resolvable: false, reasons }) }
     }
 
     fn fork(&self) -> Box<dyn Filter<'c> + 'c> {
@@ -210,8 +199,7 @@ impl Plugin for VolumeBinding {
         }
         let mut reserved = self.reserved.lock();
         let claims = Claims::new(context.world, context.pod, reserved.clone())?;
-        let choice =
-            claims.choose(node).ok_or_else(|| Reject::unschedulable("node(s) didn't find available persistent volumes to bind"))?;
+        let choice = claims.choose(node).ok_or_else(|| Reject::unschedulable(NO_VOLUME))?;
         for (claim, volume) in &choice.volumes {
             reserved.insert(volume.metadata.name.clone().unwrap_or_default(), Key::of(&**claim));
         }
@@ -230,7 +218,7 @@ impl Plugin for VolumeBinding {
             }
             let bound = tokio::time::timeout(BIND_TIMEOUT, self.bind_claims(context, pod, node)).await;
             self.unreserve(pod, node);
-            bound.context("timed out waiting for volumes to be bound")?
+            bound.context("binding volumes: context deadline exceeded")?.context("binding volumes")
         })
     }
 
@@ -249,58 +237,170 @@ impl VolumeBinding {
         let mut waiting = Vec::new();
         for name in &pod.claims {
             let claim = find_claim(&*context.world, pod, name).map_err(|r| anyhow::anyhow!(r.reasons.join(", ")))?;
-            if is_bound(&claim) {
+            if is_fully_bound(&claim) {
                 continue;
             }
             let key = Key::of(&*claim);
-            match reserved.iter().find(|(_, by)| *by == key) {
-                Some((volume, _)) => give(context, volume, &claim).await?,
-                None => select_node(context, &claim, node).await?,
-            }
-            waiting.push(key);
+            let selected_at = match reserved.iter().find(|(_, by)| *by == key) {
+                Some((volume, _)) => give(context, volume, &claim).await.map(|()| None)?,
+                None => Some(select_node(context, &claim, node).await?),
+            };
+            waiting.push((key, selected_at));
         }
-        for key in waiting {
-            until_bound(context, &key, node).await?;
+        for (key, selected_at) in waiting {
+            until_bound(context, &key, selected_at, node).await?;
         }
         Ok(())
     }
 }
 
-/// The volume is for this claim; the volume controller completes the bond.
-async fn give(context: &BindContext, volume: &str, claim: &PersistentVolumeClaim) -> Result<()> {
+/// The volume is for this claim; the volume controller completes the bond. With the volume's revision: it may be another's by now.
+async fn give(context: &BindContext, name: &str, claim: &PersistentVolumeClaim) -> Result<()> {
     let key = Key::of(claim);
-    let patch = json!({
-        "metadata": {"annotations": {"pv.kubernetes.io/bound-by-controller": "yes"}},
+    let volume = context.world.volume(name).with_context(|| format!("volume {name} is gone"))?;
+    if volume::claim_ref(&volume).is_some_and(|r| r.uid.is_some() && r.uid == claim.metadata.uid) {
+        return Ok(());
+    }
+    let mut patch = json!({
+        "metadata": {"resourceVersion": volume.metadata.resource_version},
         "spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": key.namespace, "name": key.name,
             "uid": claim.metadata.uid, "resourceVersion": claim.metadata.resource_version}},
     });
+    // What a user reserved stays reserved when the claim goes.
+    if !volume::is_bound_to(&volume, claim) {
+        patch["metadata"]["annotations"] = json!({BOUND_BY_CONTROLLER: "yes"});
+    }
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-    volumes.patch(volume, &PatchParams::default(), &Patch::Merge(patch)).await.with_context(|| format!("cannot bind volume {volume}"))?;
+    volumes.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.with_context(|| format!("cannot bind volume {name}"))?;
     Ok(())
 }
 
-/// Tells the provisioner where the volume shall be.
-async fn select_node(context: &BindContext, claim: &PersistentVolumeClaim, node: &str) -> Result<()> {
+fn revision(claim: &PersistentVolumeClaim) -> u64 {
+    claim.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or_default()
+}
+
+/// Tells the provisioner where the volume shall be; returns the claim's revision from then on.
+async fn select_node(context: &BindContext, claim: &PersistentVolumeClaim, node: &str) -> Result<u64> {
+    if annotation(&claim.metadata, SELECTED_NODE) == Some(node) {
+        return Ok(revision(claim));
+    }
     let key = Key::of(claim);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &key.namespace);
-    let patch = json!({"metadata": {"annotations": {SELECTED_NODE: node}}});
-    claims.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await.with_context(|| format!("cannot annotate claim {key}"))?;
-    Ok(())
+    let patch = json!({"metadata": {"uid": claim.metadata.uid, "annotations": {SELECTED_NODE: node}}});
+    let told = claims.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    Ok(revision(&told.with_context(|| format!("cannot annotate claim {key}"))?))
 }
 
-async fn until_bound(context: &BindContext, key: &Key, node: &str) -> Result<()> {
+/// `selected_at`: the claim's revision when the node was written on it; since then only a provisioner takes that away.
+async fn until_bound(context: &BindContext, key: &Key, selected_at: Option<u64>, node: &str) -> Result<()> {
     loop {
         // Listen before looking, or a change between the two is lost.
         let changed = context.storage_changed.notified();
         let Some(claim) = context.world.claim(key) else { bail!("claim {key} was deleted") };
-        if is_bound(&claim) {
-            return Ok(());
+        if is_fully_bound(&claim) {
+            return check_place(context, volume_name(&claim), node);
         }
-        // The provisioner takes its annotation away when it can't serve the node.
-        let selected = claim.metadata.annotations.as_ref().and_then(|a| a.get(SELECTED_NODE));
-        if selected.is_some_and(|n| n != node) {
-            bail!("claim {key} is being provisioned for another node");
+        let selected = annotation(&claim.metadata, SELECTED_NODE);
+        if selected_at.is_some_and(|at| revision(&claim) >= at) && selected != Some(node) {
+            bail!("provisioning failed for PVC {:?}", key.name);
         }
         changed.await;
+    }
+}
+
+/// A provisioner may have made the volume where the pod can't reach it.
+fn check_place(context: &BindContext, volume: &str, node: &str) -> Result<()> {
+    let (Some(found), Some(place)) = (context.world.volume(volume), context.world.node(node)) else { return Ok(()) };
+    match reaches(&found, node, place.metadata.labels.as_ref().unwrap_or(&Labels::new())) {
+        true => Ok(()),
+        false => bail!("pv {volume:?} node affinity doesn't match node {node:?}: no matching NodeSelectorTerms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Cache;
+    use crate::cycle::Cycles;
+    use crate::fixtures::{PodFixture, TestWorld, node, pod};
+    use serde_json::Value;
+
+    fn class(name: &str, provisioner: &str, mode: &str) -> Arc<StorageClass> {
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode})).unwrap())
+    }
+
+    fn claim(class: &str, volume: &str, more: Value) -> Arc<PersistentVolumeClaim> {
+        let done = if volume.is_empty() { json!({}) } else { json!({"pv.kubernetes.io/bind-completed": "yes"}) };
+        let mut meta = json!({"namespace": "default", "name": "data", "uid": "u", "annotations": done});
+        meta.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Arc::new(serde_json::from_value(json!({"metadata": meta, "spec": {"storageClassName": class, "volumeName": volume}})).unwrap())
+    }
+
+    fn on(name: &str, place: &str, class: &str) -> Arc<PersistentVolume> {
+        let term = json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [place]}]});
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Available"}, "spec": {"storageClassName": class,
+                "capacity": {"storage": "1Gi"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}}))
+            .unwrap(),
+        )
+    }
+
+    fn with_claim() -> PodFixture {
+        pod("db").spec(|s| s.volumes = Some(serde_json::from_value(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}])).unwrap()))
+    }
+
+    /// Where the pod goes among n1 and n2, or why nowhere.
+    fn schedule(world: &TestWorld) -> String {
+        let mut cache = Cache::default();
+        ["n1", "n2"].into_iter().for_each(|n| cache.set_node(node(n).build()));
+        let pod = with_claim().info();
+        let context = Context { pod: &pod, cache: &cache, world };
+        let placed = Cycles::new(1).schedule(context).map_err(|unfit| unfit.message);
+        placed.unwrap_or_else(|message| message.trim_start_matches("0/2 nodes are available: ").split(". preemption").next().unwrap().to_owned())
+    }
+
+    #[test]
+    fn volumes_decide_where_pods_go() {
+        let classes = || vec![class("late", "p", "WaitForFirstConsumer"), class("static", "kubernetes.io/no-provisioner", "WaitForFirstConsumer"), class("now", "p", "Immediate")];
+        let world = |claims: Vec<Arc<PersistentVolumeClaim>>, volumes: Vec<Arc<PersistentVolume>>| TestWorld { claims, volumes, classes: classes(), ..TestWorld::default() };
+        let none = || json!({});
+        let selected = |node: &str| json!({"annotations": {SELECTED_NODE: node}});
+        for (claims, volumes, expected) in [
+            (vec![], vec![], "persistentvolumeclaim \"data\" not found"),
+            (vec![claim("now", "", none())], vec![], "pod has unbound immediate PersistentVolumeClaims"),
+            (vec![claim("unknown", "", none())], vec![], "pod has unbound immediate PersistentVolumeClaims"),
+            (vec![claim("late", "", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))], vec![], "persistentvolumeclaim \"data\" is being deleted"),
+            (vec![claim("static", "", none())], vec![], "2 node(s) didn't find available persistent volumes to bind"),
+            (vec![claim("static", "", none())], vec![on("a", "n2", "static")], "n2"),
+            (vec![claim("static", "", none())], vec![on("a", "n2", "late")], "2 node(s) didn't find available persistent volumes to bind"),
+            (vec![claim("late", "", selected("n1"))], vec![], "n1"),
+            (vec![claim("late", "", selected("gone"))], vec![], "2 node(s) didn't find available persistent volumes to bind"),
+            (vec![claim("late", "a", none())], vec![on("a", "n1", "late")], "n1"),
+            (vec![claim("late", "a", none())], vec![on("a", "n3", "late")], "2 node(s) had volume node affinity conflict"),
+            (vec![claim("late", "a", none())], vec![], "2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+        ] {
+            assert_eq!(schedule(&world(claims, volumes)), expected);
+        }
+    }
+
+    #[test]
+    fn a_volume_is_promised_once() {
+        let world = TestWorld {
+            claims: vec![claim("static", "", json!({}))],
+            volumes: vec![on("a", "n1", "static")],
+            classes: vec![class("static", "kubernetes.io/no-provisioner", "WaitForFirstConsumer")],
+            ..TestWorld::default()
+        };
+        let mut cache = Cache::default();
+        cache.set_node(node("n1").build());
+        let (plugin, first) = (VolumeBinding::new(), with_claim().info());
+        let context = Context { pod: &first, cache: &cache, world: &world };
+        plugin.reserve(context, cache.node("n1").unwrap()).unwrap();
+        assert_eq!(plugin.reserved.lock().get("a"), Some(&Key::new("default", "data")));
+        plugin.reserved.lock().insert("a".into(), Key::new("default", "other"));
+        assert!(plugin.reserve(context, cache.node("n1").unwrap()).is_err());
+        plugin.reserved.lock().insert("a".into(), Key::new("default", "data"));
+        plugin.unreserve(&first, "n1");
+        assert!(plugin.reserved.lock().is_empty());
     }
 }
