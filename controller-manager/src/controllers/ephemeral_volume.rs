@@ -76,8 +76,9 @@ async fn ensure(client: &kube::Client, pod: &Pod, wanted: &PersistentVolumeClaim
         Some(claim) if meta::is_controlled_by(claim, meta::uid(pod)) => Ok(()),
         Some(claim) => Err(anyhow!("PVC {:?} (uid: {:?}) was not created for the pod", meta::key(claim).to_string(), meta::uid(claim))),
         None => {
-            let made = write::create(client, wanted).await;
-            made.map(drop).map_err(|error| anyhow!("create PVC {}: {}", meta::name(wanted), write::message(&error)))
+            // What the cache does not show yet comes back as a change of the claim.
+            let made = write::unless_exists(write::create(client, wanted).await);
+            made.map_err(|error| anyhow!("create PVC {}: {}", meta::name(wanted), write::message(&error)))
         }
     }
 }
