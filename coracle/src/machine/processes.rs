@@ -201,6 +201,8 @@ fn kubelet(cluster: &Cluster, machine: &Machine) -> Process {
         format!("--pod-infra-container-image={PAUSE_IMAGE}"),
         format!("--client-ca-file={PKI}/ca.crt"),
         format!("--cgroup-root=/{}", cluster.cgroup(machine)),
+        // The disk is the host's: how full it is says nothing of this machine, and no other would be better.
+        "--eviction-hard=nodefs.available<100Mi".into(),
     ]);
     if machine.role == Role::Master {
         flags.push("--register-with-taints=node-role.kubernetes.io/control-plane=:NoSchedule".into());
