@@ -7,7 +7,8 @@
 //! need translation and is refused, upon which kubectl falls back to SPDY. Logs over a WebSocket are written here: the kubelet sends text.
 //! Upstream counterparts: `pkg/registry/core/pod/{rest/subresources.go,strategy.go}`, `pkg/kubelet/client` (v1.33).
 
-use api::{GroupResource, Key, Status};
+use api::field::{Error as FieldError, Path};
+use api::{GroupKind, GroupResource, Key, Status};
 use form_urlencoded::Serializer;
 use http::HeaderMap;
 use http::header::UPGRADE;
@@ -16,6 +17,8 @@ use hyper::upgrade::OnUpgrade;
 use serde_json::Value;
 
 use crate::backend::{self, Place, Security};
+use crate::http::info::Query;
+use crate::http::options::optional_integer;
 use crate::http::respond::{self, Answer};
 use crate::http::{App, Call, websocket};
 use crate::registry::Target;
@@ -135,7 +138,26 @@ fn encode(segment: &str) -> String {
     form_urlencoded::byte_serialize(segment.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
+/// Upstream: `ValidatePodLogOptions`.
+fn check_log_options(query: &Query, target: &Target) -> Result<(), Status> {
+    let mut errors = Vec::new();
+    for (name, least, why) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        if let Some(number) = optional_integer(query, name)?.filter(|number| *number < least) {
+            errors.push(FieldError::invalid(&Path::new(name), number, why));
+        }
+    }
+    if !query.get("sinceSeconds").is_empty() && !query.get("sinceTime").is_empty() {
+        errors.push(FieldError::forbidden(&Path::new(""), "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&GroupKind::new("", "PodLogOptions"), &target.key.name, errors)) }
+}
+
 fn log_place(app: &App, call: &Call, target: &Target) -> Result<Option<Place>, Status> {
+    check_log_options(&call.query, target)?;
     let (pod, kubelet) = pod_and_kubelet(app, target)?;
     let container = container(&pod, call, target)?;
     let Some(mut place) = kubelet else { return Ok(None) };

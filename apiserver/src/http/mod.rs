@@ -33,7 +33,7 @@ use auth::authz::Attributes;
 use auth::token::{Discovery as TokenDiscovery, Issuer};
 use bytes::Bytes;
 use futures::FutureExt;
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, UPGRADE, USER_AGENT};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, HeaderValue, UPGRADE, USER_AGENT};
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::OnUpgrade;
@@ -105,12 +105,14 @@ where
     let refusal = negotiate::accept_error(request.headers(), &query);
     let guarded = AssertUnwindSafe(respond_to(app.clone(), peer, request, info, query)).catch_unwind();
     let outcome = if long { Ok(guarded.await) } else { tokio::time::timeout(REQUEST_TIMEOUT, guarded).await };
-    let answer = match outcome {
+    let mut answer = match outcome {
         Ok(Ok(Ok(answer))) => answer,
         Ok(Ok(Err(status))) => respond::status(&status, refusal),
         Ok(Err(_)) => respond::status(&Status::internal("the server panicked while serving this request"), refusal),
         Err(_) => respond::status(&Status::timeout("request did not complete within 60s", 0), refusal),
     };
+    // What is true now may be false in a moment.
+    answer.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache, private"));
     app.metrics.observe(series, answer.status().as_u16(), started.elapsed(), long);
     answer
 }

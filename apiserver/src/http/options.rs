@@ -74,9 +74,14 @@ impl ListOptions {
 }
 
 fn integer(query: &Query, name: &str) -> Result<i64, Status> {
+    Ok(optional_integer(query, name)?.unwrap_or(0))
+}
+
+/// A number of the query, if it is given. Errors: 400, in Go's words.
+pub fn optional_integer(query: &Query, name: &str) -> Result<Option<i64>, Status> {
     let text = query.get(name);
     let invalid = |_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
-    if text.is_empty() { Ok(0) } else { text.parse().map_err(invalid) }
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(invalid) }
 }
 
 /// `None` = the most recent; 0 = any.

@@ -175,6 +175,14 @@ impl Client {
         Ok(self.sender.send_request(request).await?)
     }
 
+    /// GET in another form than JSON.
+    pub async fn get_as(&mut self, path: &str, accept: &str) -> anyhow::Result<(StatusCode, http::HeaderMap, Bytes)> {
+        let request = Request::builder().uri(format!("https://localhost{path}")).header("accept", accept).body(Full::default())?;
+        self.sender.ready().await?;
+        let (head, body) = self.sender.send_request(request).await?.into_parts();
+        Ok((head.status, head.headers, body.collect().await?.to_bytes()))
+    }
+
     pub async fn send(&mut self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<(StatusCode, Bytes)> {
         let response = self.stream(method, path, body).await?;
         let status = response.status();

@@ -9,6 +9,7 @@ mod errors;
 mod healing;
 mod lifecycle;
 mod network;
+mod reads;
 mod rollout;
 mod services;
 mod streams;
@@ -100,6 +101,8 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         configuration::service_account_token_works,
         network::names_and_services,
         network::loaded_image_runs,
+        reads::proxies,
+        reads::websockets,
         services::addresses_and_ports_come_and_go,
         services::load_balancer_and_policies,
         services::affinity_headless_and_hand_made,
