@@ -166,12 +166,15 @@ impl fmt::Display for Error {
     }
 }
 
-/// A value as Go's error printing shows it: strings quoted, scalars plain, structures as JSON.
+/// A value as Go's error printing shows it: strings quoted, scalars plain, lists of strings as Go writes them, structures as JSON.
 fn go_value(value: &Value) -> String {
     match value {
         Value::String(text) => go_quote(text),
         // A nil pointer, which upstream replaces by this text before it prints.
         Value::Null => "\"null\"".to_owned(),
+        Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => {
+            format!("[]string{{{}}}", items.iter().map(go_value).collect::<Vec<_>>().join(", "))
+        }
         other => other.to_string(),
     }
 }

@@ -238,6 +238,11 @@ impl Status {
         Status::new(415, Reason::UnsupportedMediaType, message)
     }
 
+    /// For a patch of no known type. Upstream's router says it, before the handler that would list the known ones.
+    pub fn unsupported_patch() -> Self {
+        Status::new(415, Reason::UnsupportedMediaType, "415: Unsupported Media Type").with_details(Details::default())
+    }
+
     pub fn too_large(message: impl Into<String>) -> Self {
         Status::new(413, Reason::RequestEntityTooLarge, format!("Request entity too large: {}", message.into()))
     }
@@ -269,6 +274,11 @@ impl Status {
     pub fn internal(error: impl fmt::Display) -> Self {
         let detail = error.to_string();
         Status::new(500, Reason::InternalError, format!("Internal error occurred: {detail}")).with_cause("", "", detail)
+    }
+
+    /// An error that upstream returns without a reason: 500 and the bare text.
+    pub fn unclassified(message: impl Into<String>) -> Self {
+        Status::new(500, Reason::Unknown, message)
     }
 
     pub fn service_unavailable(message: impl Into<String>) -> Self {

@@ -19,7 +19,6 @@ use tokio_rustls::TlsConnector;
 
 use crate::http::respond::{self, Answer, Body};
 use crate::http::{App, Call};
-use crate::registry::write::plain_error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -122,7 +121,7 @@ pub async fn tunnel(app: &App, place: &Place, request: Request<Body>, upgrade: O
     let mut response = send(app, place, request).await.map_err(|e| Status::internal(format!("error dialing backend: {e}")))?;
     match response.status().as_u16() {
         101 => {}
-        code @ 200..400 => return Err(plain_error(&format!("invalid upgrade response: status code {code}"))),
+        code @ 200..400 => return Err(Status::unclassified(format!("invalid upgrade response: status code {code}"))),
         _ => return Ok(pass_on(response)),
     }
     let theirs = hyper::upgrade::on(&mut response);

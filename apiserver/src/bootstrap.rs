@@ -28,6 +28,10 @@ pub async fn ensure(registry: &Registry, reach: &Reach) -> Result<(), Status> {
     ensure_endpoints(registry, &caller, reach).await
 }
 
+fn options() -> WriteOptions {
+    WriteOptions { manager: Some("kube-apiserver".into()), ..WriteOptions::default() }
+}
+
 fn target(resource: &GroupResource, object: &Value) -> Result<Target, Status> {
     let kind = by_resource(&resource.group, &resource.resource).ok_or_else(Status::no_such_resource)?;
     Ok(Target::stored(kind, tree::key_of(object)))
@@ -37,7 +41,7 @@ async fn ensure_object(registry: &Registry, caller: &Caller, resource: &GroupRes
     let target = target(resource, &wanted)?;
     let stored = registry.find(&target).ok().map(|record| record.value());
     let Some(object) = auth::bootstrap::reconcile(&wanted, stored.as_ref()) else { return Ok(()) };
-    let options = WriteOptions::default();
+    let options = options();
     if stored.is_none() {
         return registry.create(caller, &target, object, &options).await.map(drop);
     }
@@ -51,7 +55,7 @@ async fn ensure_object(registry: &Registry, caller: &Caller, resource: &GroupRes
 
 /// Create the object, or give an existing one the fields in `pointer`.
 async fn put(registry: &Registry, caller: &Caller, resource: &GroupResource, wanted: Value, field: &str) -> Result<(), Status> {
-    let (target, options) = (target(resource, &wanted)?, WriteOptions::default());
+    let (target, options) = (target(resource, &wanted)?, options());
     if registry.find(&target).is_err() {
         return registry.create(caller, &target, wanted, &options).await.map(drop);
     }
@@ -71,7 +75,7 @@ async fn ensure_service_cidr(registry: &Registry, caller: &Caller) -> Result<(),
     });
     let target = target(&resource, &wanted)?;
     if registry.find(&target).is_err() {
-        registry.create(caller, &target, wanted, &WriteOptions::default()).await?;
+        registry.create(caller, &target, wanted, &options()).await?;
     }
     Ok(())
 }
@@ -92,7 +96,7 @@ async fn ensure_service(registry: &Registry, caller: &Caller, reach: &Reach) -> 
     if registry.find(&target).is_ok() {
         return Ok(());
     }
-    registry.create(caller, &target, wanted, &WriteOptions::default()).await.map(drop)
+    registry.create(caller, &target, wanted, &options()).await.map(drop)
 }
 
 async fn ensure_endpoints(registry: &Registry, caller: &Caller, reach: &Reach) -> Result<(), Status> {

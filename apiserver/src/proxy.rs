@@ -29,7 +29,6 @@ use crate::http::{App, Call};
 use crate::kubelet::kubelet_of;
 use crate::registry::Target;
 use crate::registry::tree::{items, number, text};
-use crate::registry::write::plain_error;
 
 pub async fn serve(app: &App, call: &Call, target: &Target, upgrade: Option<OnUpgrade>, body: Body) -> Result<Answer, Status> {
     app.registry.catch_up().await?;
@@ -49,7 +48,7 @@ pub async fn serve(app: &App, call: &Call, target: &Target, upgrade: Option<OnUp
     if route.path.is_empty() && matches!(call.method, Method::GET | Method::HEAD) {
         return Ok(respond_moved(call));
     }
-    let response = backend::send(app, &place, request).await.map_err(|e| plain_error(&format!("error trying to reach service: {e}")))?;
+    let response = backend::send(app, &place, request).await.map_err(|e| Status::unclassified(format!("error trying to reach service: {e}")))?;
     let mut answer = backend::pass_on(response);
     for name in ["origin", "methods", "headers", "credentials"] {
         answer.headers_mut().remove(format!("access-control-allow-{name}"));
@@ -228,7 +227,7 @@ async fn rewrite(mut answer: Answer, rewriter: &Rewriter<'_>) -> Result<Answer, 
         return Ok(answer);
     }
     let (mut parts, body) = answer.into_parts();
-    let broken = |error: &dyn std::fmt::Display| plain_error(&format!("error trying to reach service: {error}"));
+    let broken = |error: &dyn std::fmt::Display| Status::unclassified(format!("error trying to reach service: {error}"));
     let page = body.collect().await.map_err(|e| broken(&e))?.to_bytes();
     let page = if encoding.is_empty() { page.to_vec() } else { unpack(&page).map_err(|e| broken(&e))? };
     let page = html::rewrite_links(&page, |link| rewriter.link(link));

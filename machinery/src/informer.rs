@@ -182,7 +182,9 @@ impl<K: Object> Informer<K> {
         }
     }
 
-    fn put(&self, object: K) {
+    fn put(&self, mut object: K) {
+        // Nobody here asks who set which field, and it is a third of a pod.
+        object.meta_mut().managed_fields = None;
         let (key, new) = (key_of(&object), Arc::new(object));
         let handlers = self.inner.handlers.lock();
         let old = self.inner.store.write().put(key, new.clone());

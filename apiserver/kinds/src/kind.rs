@@ -270,6 +270,16 @@ impl Kind {
         self.subresource("status").is_some()
     }
 
+    /// Fields that a write of the object (`""`) or of a subresource leaves as they are, so that nobody comes to own them by it.
+    /// Upstream: `GetResetFields` of the strategies.
+    pub fn reset_fields(&self, subresource: &str) -> &'static [&'static [&'static str]] {
+        match subresource {
+            "" if self.has_status() => &[&["status"]],
+            "status" => &[&["spec"]],
+            _ => &[],
+        }
+    }
+
     pub fn subresource(&self, name: &str) -> Option<&'static Subresource> {
         self.subresources.iter().find(|s| s.name == name)
     }

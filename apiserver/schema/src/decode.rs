@@ -68,7 +68,7 @@ fn peek(body: &[u8], media: Media) -> Result<Gvk, String> {
 /// Errors: 400, in upstream's words, for what can't be parsed, is of another kind, has wrong types, or (`Strict`) unknown or duplicate fields.
 pub fn decode(body: &[u8], media: Media, expected: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
     let (mut object, warnings) = decode_as_written(body, media, expected, validation)?;
-    normalize(expected, &mut object);
+    settle(expected, &mut object);
     Ok((object, warnings))
 }
 
@@ -98,7 +98,7 @@ pub fn decode_value(object: Value, expected: &Gvk, validation: FieldValidation) 
     let mut walk = Walk::default();
     let parsed = walk.object(object, t).map_err(|e| e.to_string());
     let (mut object, warnings) = walk.finish(parsed, expected, validation)?;
-    normalize(expected, &mut object);
+    settle(expected, &mut object);
     Ok((object, warnings))
 }
 
@@ -199,9 +199,25 @@ pub(crate) fn check_patched(
     let mut walk = Walk { words, strict: noted, ..Walk::default() };
     let mut object = walk.object(object, t).map_err(|e| e.to_string())?;
     let warnings = walk.verdict(validation)?;
-    normalize(gvk, &mut object);
+    settle(gvk, &mut object);
     set_kind(&mut object, gvk);
     Ok((object, warnings))
+}
+
+/// A YAML document, and the first key it has twice, as Go's parser complains of it.
+pub(crate) fn yaml_document(body: &[u8]) -> Result<(Value, Option<String>), String> {
+    let converting = |why: String| format!("error converting YAML to JSON: {why}");
+    let value = yaml(body, |source| Value::deserialize(source)).map_err(converting)?;
+    let strict = serde_yaml::options! { legacy_octal_numbers: true, with_snippet: false };
+    let text = std::str::from_utf8(body).unwrap_or_default();
+    let twice = match serde_yaml::with_deserializer_from_str_with_options(text, strict, |source| Value::deserialize(source)) {
+        Err(serde_yaml::Error::DuplicateMappingKey { key, location }) => {
+            let key = go_quote(&key.unwrap_or_default());
+            Some(converting(format!("yaml: unmarshal errors:\n  line {}: key {key} already set in map", location.line())))
+        }
+        _ => None,
+    };
+    Ok((value, twice))
 }
 
 /// A free-form JSON document, and its duplicate fields.
@@ -211,6 +227,14 @@ pub(crate) fn free_form(body: &[u8]) -> Result<(Value, Vec<String>), String> {
     let value = Seed { walk: &mut walk, kind: Kind::Raw, owner: "", go: "map[string]interface {}" }.deserialize(&mut source);
     let value = value.and_then(|value| source.end().map(|()| value)).map_err(|e| go_syntax_error(body, &e))?;
     Ok((value, walk.strict))
+}
+
+/// Normalizes. An empty list of managers, which Go tells from none, becomes the list that says the same: reset.
+fn settle(gvk: &Gvk, object: &mut Value) {
+    if let Some(list) = object.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut).filter(|list| list.is_empty()) {
+        list.push(Value::Object(Map::new()));
+    }
+    normalize(gvk, object);
 }
 
 fn set_kind(object: &mut Value, gvk: &Gvk) {

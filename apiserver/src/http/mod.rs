@@ -19,6 +19,7 @@ pub mod table;
 pub mod watch;
 pub mod websocket;
 pub mod write;
+pub mod write_options;
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -28,12 +29,12 @@ use std::time::{Duration, Instant};
 
 use api::{Gvr, Key, Status};
 use auth::User;
-use auth::authn::{Authenticator, Impersonation, bearer, impersonate};
+use auth::authn::{Authenticator, Impersonation, bearer, bearer_of_protocols, impersonate};
 use auth::authz::Attributes;
 use auth::token::{Discovery as TokenDiscovery, Issuer};
 use bytes::Bytes;
 use futures::FutureExt;
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, HeaderValue, UPGRADE, USER_AGENT};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_PROTOCOL, UPGRADE, USER_AGENT};
 use http::{HeaderMap, Method, Request};
 use http_body_util::{BodyExt, Limited};
 use hyper::upgrade::OnUpgrade;
@@ -131,7 +132,7 @@ where
     if plain::is_open(&info.path) {
         return Ok(plain::health(&app, &info.path, &query).await);
     }
-    let user = Arc::new(identify(&app, &peer, request.headers())?);
+    let user = Arc::new(identify(&app, &peer, request.headers_mut())?);
     authorize(&app, &info, &query, &user)?;
     let upgrade = request.headers().contains_key(UPGRADE).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
@@ -229,10 +230,19 @@ async fn dispatch(app: &App, call: &Call, target: &Target) -> Result<Answer, Sta
     }
 }
 
-/// Who asks: certificate or token, then whom they act as.
-fn identify(app: &App, peer: &Peer, headers: &HeaderMap) -> Result<User, Status> {
+/// Who asks: certificate or token, then whom they act as. A token among a WebSocket's protocols is taken out: it goes no further.
+fn identify(app: &App, peer: &Peer, headers: &mut HeaderMap) -> Result<User, Status> {
     let cache = &*app.registry.cache;
-    let token = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
+    let protocols = bearer_of_protocols(headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|v| v.to_str().ok()));
+    let spoken = protocols.map_err(|why| {
+        tracing::info!(why, "bearer token among protocols refused");
+        Status::unauthorized("Unauthorized")
+    })?;
+    if let Some((_, others)) = &spoken {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(others).map_err(Status::internal)?);
+    }
+    let sent = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(bearer);
+    let token = sent.or(spoken.as_ref().map(|(token, _)| token.as_str()));
     let user = app.authenticator.authenticate(&peer.certificates, token, jiff::Timestamp::now(), cache)?;
     let user = user.unwrap_or_else(User::anonymous);
     let pairs = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));

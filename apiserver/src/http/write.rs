@@ -2,45 +2,27 @@
 //!
 //! Upstream counterparts: `endpoints/handlers/{create,update,patch,delete}.go`, the `rest.Storage` of each subresource (v1.33).
 
+use std::sync::Arc;
+
 use api::{Gvk, Status};
-use bytes::Bytes;
-use http::HeaderMap;
-use http::header::CONTENT_TYPE;
 use kinds::Served;
-use schema::{FieldValidation, Media};
 use serde_json::{Value, json};
 
-use super::negotiate::{self, Want, media_type};
+use super::info::RequestInfo;
+use super::negotiate::{self, Want};
 use super::read::show;
 use super::respond::{self, Answer};
-use super::{App, Call, read};
-use crate::registry::delete::{DeleteOptions, Deleted};
-use crate::registry::patch::{Patch, PatchType};
+use super::{App, Call, authorize, read};
+use crate::registry::delete::Deleted;
+use crate::registry::patch::Patch;
 use crate::registry::record::{self, Record};
-use crate::registry::write::{Part, replacement};
-use crate::registry::{Target, WriteOptions, scale};
+use crate::registry::write::{Change, Part, replacement, to_storage};
+use crate::registry::{Target, WriteOptions, scale, tree};
+
+/// Another client may create or delete the object while it is being applied.
+const APPLY_TRIES: usize = 5;
 
 impl Call {
-    fn write_options(&self) -> Result<WriteOptions, Status> {
-        let mut dry_run = false;
-        for value in self.query.all("dryRun") {
-            if value != "All" {
-                return Err(Status::bad_request(format!("dryRun: Unsupported value: {value:?}: supported values: \"All\"")));
-            }
-            dry_run = true;
-        }
-        Ok(WriteOptions { dry_run })
-    }
-
-    fn validation(&self) -> Result<FieldValidation, Status> {
-        match self.query.get("fieldValidation") {
-            "" | "Warn" => Ok(FieldValidation::Warn),
-            "Strict" => Ok(FieldValidation::Strict),
-            "Ignore" => Ok(FieldValidation::Ignore),
-            other => Err(Status::bad_request(format!("fieldValidation: Unsupported value: {other:?}: supported values: \"Ignore\", \"Strict\", \"Warn\""))),
-        }
-    }
-
     /// The body as `expected`, with decoding warnings passed on.
     fn decode(&self, expected: &Gvk) -> Result<Value, Status> {
         let media = negotiate::content(&self.headers)?;
@@ -52,14 +34,9 @@ impl Call {
             );
             return Err(Status::bad_request(message));
         }
-        let (object, warnings) = schema::decode(&self.body, media, expected, self.validation()?)?;
+        let (object, warnings) = schema::decode(&self.body, media, expected, self.validation())?;
         warnings.into_iter().for_each(|w| self.caller.warn(w));
         Ok(object)
-    }
-
-    fn patch(&self) -> Result<Patch<'_>, Status> {
-        let value = self.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        Ok(Patch { patch_type: PatchType::of(media_type(value))?, body: &self.body, validation: self.validation()? })
     }
 }
 
@@ -74,18 +51,19 @@ pub async fn create(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     if !target.key.name.is_empty() {
         return Err(Status::method_not_allowed());
     }
+    let options = call.write_options("CreateOptions")?;
     let body = call.decode(&target.gvk())?;
     if target.kind.kind == "Binding" {
         let pods = kinds::by_resource("", "pods").ok_or_else(Status::no_such_resource)?;
         let mut pod = Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
         pod.subresource = "binding".into();
-        app.registry.bind(&call.caller, &pod, &body, &call.write_options()?).await?;
+        app.registry.bind(&call.caller, &pod, &body, &options).await?;
         return Ok(success(201, call));
     }
     if let Some(answer) = app.registry.review(&call.caller, &app.authenticator, target, &body)? {
         return Ok(respond::tree(201, &answer, call.want));
     }
-    let record = app.registry.create(&call.caller, target, body, &call.write_options()?).await?;
+    let record = app.registry.create(&call.caller, target, body, &options).await?;
     Ok(show(target, &record, call.want, &call.query, 201))
 }
 
@@ -96,14 +74,15 @@ fn success(code: u16, call: &Call) -> Answer {
 async fn create_subresource(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
     let sub = target.kind.subresource(&target.subresource).ok_or_else(Status::no_such_resource)?;
     let served = sub.served.as_ref().ok_or_else(Status::method_not_allowed)?;
+    let options = call.write_options("CreateOptions")?;
     let body = call.decode(&gvk_of(served))?;
     match target.subresource.as_str() {
         "binding" => {
-            app.registry.bind(&call.caller, target, &body, &call.write_options()?).await?;
+            app.registry.bind(&call.caller, target, &body, &options).await?;
             Ok(success(201, call))
         }
         "eviction" => {
-            app.registry.evict(&call.caller, target, &body, &call.write_options()?).await?;
+            app.registry.evict(&call.caller, target, &body, &options).await?;
             Ok(success(201, call))
         }
         "token" => token(app, call, target, body),
@@ -133,16 +112,17 @@ fn with_spec(mut body: Value) -> Value {
 }
 
 pub async fn update(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
-    let (registry, options) = (&app.registry, call.write_options()?);
+    let (registry, options) = (&app.registry, call.write_options("UpdateOptions")?);
     if target.subresource == "scale" {
-        let body = call.decode(&Gvk::new("autoscaling", "v1", "Scale"))?;
-        return rescale(app, call, target, &|_| Ok(body.clone())).await;
+        let body = call.decode(&scale::gvk())?;
+        return rescale(app, call, target, &options, &|old| scale::rescale(target, old, |_| Ok(body.clone()))).await;
     }
     let object = replacement(target, call.decode(&target.gvk())?)?;
     let change = |_: &Value| Ok(object.clone());
     let record = match target.subresource.as_str() {
         "" => match registry.update(&call.caller, target, Part::Main, &options, &change).await {
             Err(status) if status.is_not_found() && target.kind.allow_create_on_update && registry.find(target).is_err() => {
+                may_create(app, call)?;
                 let body = call.decode(&target.gvk())?;
                 let record = registry.create(&call.caller, target, body, &options).await?;
                 return Ok(show(target, &record, call.want, &call.query, 201));
@@ -154,7 +134,7 @@ pub async fn update(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     Ok(show(target, &record, call.want, &call.query, 200))
 }
 
-async fn update_part(app: &App, call: &Call, target: &Target, options: &WriteOptions, change: &crate::registry::write::Change<'_>) -> Result<std::sync::Arc<Record>, Status> {
+async fn update_part(app: &App, call: &Call, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Arc<Record>, Status> {
     let registry = &app.registry;
     match target.subresource.as_str() {
         "status" => registry.update(&call.caller, target, Part::Status, options, change).await,
@@ -185,7 +165,7 @@ fn keep_status(mut new: Value, old: &Value) -> Value {
 
 /// Conditions that came without times get them now. Upstream: `populateConditionTimestamps`.
 fn stamp_conditions(mut object: Value, old: &Value, now: jiff::Timestamp) -> Value {
-    let now = crate::registry::tree::rfc3339(now);
+    let now = tree::rfc3339(now);
     let had = old.pointer("/status/conditions").and_then(Value::as_array).cloned().unwrap_or_default();
     for condition in object.pointer_mut("/status/conditions").and_then(Value::as_array_mut).into_iter().flatten() {
         if had.contains(condition) {
@@ -200,66 +180,63 @@ fn stamp_conditions(mut object: Value, old: &Value, now: jiff::Timestamp) -> Val
     object
 }
 
-async fn rescale(app: &App, call: &Call, target: &Target, edit: &(dyn Fn(Value) -> Result<Value, Status> + Send + Sync)) -> Result<Answer, Status> {
-    let options = call.write_options()?;
-    let change = |old: &Value| scale::rescale(target, old, edit);
-    let record = app.registry.update(&call.caller, target, Part::Main, &options, &change).await?;
+async fn rescale(app: &App, call: &Call, target: &Target, options: &WriteOptions, change: &Change<'_>) -> Result<Answer, Status> {
+    let record = app.registry.update(&call.caller, target, Part::Main, options, change).await?;
     let shown = scale::show(target, &record)?;
     Ok(respond::tree(200, &shown, call.want))
 }
 
 pub async fn patch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
-    let patch = call.patch()?;
+    let (patch, options) = call.patch()?;
     if target.subresource == "scale" {
-        return rescale(app, call, target, &|scale| patch_scale(&patch, scale)).await;
+        return rescale(app, call, target, &options, &|old| patch_scale(call, &patch, target, old)).await;
     }
-    let options = call.write_options()?;
     let change = |old: &Value| patch.apply(&call.caller, target, old);
-    let record = match target.subresource.as_str() {
-        "" => app.registry.update(&call.caller, target, Part::Main, &options, &change).await?,
-        _ => update_part(app, call, target, &options, &change).await?,
+    let (record, code) = match target.subresource.as_str() {
+        "" if patch.is_apply() => apply(app, call, target, &patch, &options).await?,
+        "" => (app.registry.update(&call.caller, target, Part::Main, &options, &change).await?, 200),
+        _ => (update_part(app, call, target, &options, &change).await?, 200),
     };
-    Ok(show(target, &record, call.want, &call.query, 200))
+    Ok(show(target, &record, call.want, &call.query, code))
 }
 
-fn patch_scale(patch: &Patch<'_>, mut scale: Value) -> Result<Value, Status> {
-    match patch.patch_type {
-        PatchType::Json => schema::patch::json(&mut scale, patch.body)?,
-        // A Scale has no lists: merging is the same both ways.
-        PatchType::Merge | PatchType::Strategic => schema::patch::merge(&mut scale, patch.body)?,
-    }
-    Ok(scale)
-}
-
-/// From the body, or else from the query.
-fn delete_options(headers: &HeaderMap, body: &Bytes, query: &super::info::Query) -> Result<DeleteOptions, Status> {
-    let mut options = DeleteOptions::default();
-    if !body.is_empty() {
-        let media = negotiate::content(headers)?;
-        let value = match media {
-            Media::Protobuf => schema::decode(body, media, &Gvk::new("", "v1", "DeleteOptions"), FieldValidation::Ignore)?.0,
-            Media::Json => serde_json::from_slice(body).map_err(|e| Status::bad_request(e.to_string()))?,
-            Media::Yaml => {
-                let text = std::str::from_utf8(body).map_err(|e| Status::bad_request(e.to_string()))?;
-                serde_yaml::from_str(text).map_err(|e| Status::bad_request(e.to_string()))?
+/// Server-side apply makes what is missing.
+async fn apply(app: &App, call: &Call, target: &Target, patch: &Patch<'_>, options: &WriteOptions) -> Result<(Arc<Record>, u16), Status> {
+    let change = |old: &Value| patch.apply(&call.caller, target, old);
+    for _ in 0..APPLY_TRIES {
+        if app.registry.find(target).is_err() {
+            may_create(app, call)?;
+            match app.registry.create(&call.caller, target, patch.fresh(&call.caller, target)?, options).await {
+                Err(status) if status.is_already_exists() => app.registry.catch_up().await?,
+                outcome => return Ok((outcome?, 201)),
             }
-        };
-        options = serde_json::from_value(value).map_err(|e| Status::bad_request(e.to_string()))?;
+        }
+        match app.registry.update(&call.caller, target, Part::Main, options, &change).await {
+            Err(status) if status.is_not_found() && app.registry.find(target).is_err() => {}
+            outcome => return Ok((outcome?, 200)),
+        }
     }
-    let set = |name: &str| Some(query.get(name)).filter(|v| !v.is_empty());
-    if let Some(grace) = set("gracePeriodSeconds") {
-        options.grace_period_seconds = grace.parse().ok();
+    Err(Status::modified(&target.resource(), &target.key.name))
+}
+
+/// Who makes an object by PUT or apply must also be allowed to create it.
+fn may_create(app: &App, call: &Call) -> Result<(), Status> {
+    let info = RequestInfo { verb: "create".into(), ..call.info.clone() };
+    authorize(app, &info, &call.query, &call.caller.user)
+}
+
+/// The parent, for a patch of its Scale.
+fn patch_scale(call: &Call, patch: &Patch<'_>, target: &Target, old: &Value) -> Result<Value, Status> {
+    if patch.is_apply() {
+        let configuration = scale::as_parent(target, &patch.configuration(&call.caller)?)?;
+        let live = kinds::convert(old.clone(), &target.gvk().api_version());
+        return Ok(to_storage(target, patch.lay_over(&call.caller, target, Some(&live), &configuration)?));
     }
-    if let Some(policy) = set("propagationPolicy") {
-        options.propagation_policy = Some(policy.to_owned());
-    }
-    if query.has("orphanDependents") {
-        options.orphan_dependents = Some(query.flag("orphanDependents"));
-    }
-    if query.has("dryRun") {
-        options.dry_run = Some(vec!["All".into()]);
-    }
-    Ok(options)
+    scale::rescale(target, old, |scale| {
+        let (scale, warnings) = patch.change(&scale::gvk(), &scale)?;
+        warnings.into_iter().for_each(|w| call.caller.warn(w));
+        Ok(scale)
+    })
 }
 
 /// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.
@@ -269,7 +246,7 @@ const ANSWERS_WITH_OBJECT: [&str; 11] = [
 ];
 
 pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
-    let options = delete_options(&call.headers, &call.body, &call.query)?;
+    let options = call.delete_options()?;
     if !target.subresource.is_empty() {
         return Err(Status::method_not_allowed());
     }
@@ -295,7 +272,7 @@ fn details(target: &Target, record: &Record) -> Value {
 }
 
 pub async fn delete_collection(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
-    let options = delete_options(&call.headers, &call.body, &call.query)?;
+    let options = call.delete_options()?;
     let selection = read::selection(call, target)?;
     app.registry.catch_up().await?;
     let all = Target { key: api::Key::new(target.key.namespace.clone(), ""), ..target.clone() };

@@ -9,7 +9,8 @@
 
 use std::sync::Arc;
 
-use api::Status;
+use api::field::{Error as FieldError, ErrorList, Path};
+use api::{GroupKind, GroupResource, Status};
 use auth::admission::{self, Operation};
 use jiff::{SignedDuration, Timestamp};
 use kinds::{Kind, Propagation};
@@ -45,6 +46,15 @@ pub struct Preconditions {
     pub resource_version: Option<String>,
 }
 
+/// `All` is the one dry run there is.
+pub fn validate_dry_run<'a>(asked: impl Iterator<Item = &'a str>) -> ErrorList {
+    let asked: Vec<&str> = asked.collect();
+    if asked.iter().all(|a| *a == "All") {
+        return Vec::new();
+    }
+    vec![FieldError::not_supported(&Path::new("dryRun"), json!(asked), &["All"])]
+}
+
 /// What became of the object.
 pub enum Deleted {
     Gone(Arc<Record>),
@@ -62,17 +72,20 @@ enum Plan {
 impl DeleteOptions {
     /// Upstream's `ValidateDeleteOptions`.
     pub fn check(&self) -> Result<(), Status> {
-        let policies = ["Foreground", "Background", "Orphan"];
+        let (mut errors, path) = (Vec::new(), Path::new("propagationPolicy"));
         if let Some(policy) = &self.propagation_policy {
             if self.orphan_dependents.is_some() {
-                return Err(Status::bad_request("orphanDependents and deletionPropagation cannot be both set"));
+                errors.push(FieldError::invalid(&path, policy.as_str(), "orphanDependents and deletionPropagation cannot be both set"));
             }
-            if !policies.contains(&policy.as_str()) {
-                let message = format!("propagationPolicy: Unsupported value: {policy:?}: supported values: \"Background\", \"Foreground\", \"Orphan\", \"nil\"");
-                return Err(Status::bad_request(message));
+            if !["Foreground", "Background", "Orphan"].contains(&policy.as_str()) {
+                errors.push(FieldError::not_supported(&path, policy.as_str(), &["Foreground", "Background", "Orphan", "nil"]));
             }
         }
-        Ok(())
+        errors.extend(validate_dry_run(self.dry_run.iter().flatten().map(String::as_str)));
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(Status::invalid(&GroupKind::new("meta.k8s.io", "DeleteOptions"), "", errors)),
+        }
     }
 
     pub fn is_dry_run(&self) -> bool {
@@ -81,16 +94,18 @@ impl DeleteOptions {
 
     fn check_preconditions(&self, target: &Target, record: &Record) -> Result<(), Status> {
         let Some(wanted) = &self.preconditions else { return Ok(()) };
-        let fail = |what: &str, asked: &str, has: &str| {
-            let why = format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {has}");
-            Err(Status::conflict(&target.resource(), &target.key.name, why))
+        // Upstream has no resource at hand here, and names the kind in its place.
+        let kind = GroupResource::new(target.storage().group, target.kind.kind);
+        let fail = |what: &str, asked: &str, has: &str, history: &str| {
+            let why = format!("the {what} in the precondition ({asked}) does not match the {what} in record ({has}). The object might have been {history}");
+            Err(Status::conflict(&kind, &target.key.name, why))
         };
         if let Some(uid) = wanted.uid.as_deref().filter(|uid| **uid != *record.uid) {
-            return fail("UID", uid, &record.uid);
+            return fail("UID", uid, &record.uid, "deleted and then recreated");
         }
         let has = record.revision.to_string();
         if let Some(version) = wanted.resource_version.as_deref().filter(|v| *v != has) {
-            return fail("ResourceVersion", version, &has);
+            return fail("ResourceVersion", version, &has, "modified");
         }
         Ok(())
     }
@@ -118,7 +133,11 @@ impl Registry {
         tree::take_resource_version(&mut old);
         match plan(kind, old, options, caller.now) {
             Plan::Leave => Ok(Deleted::Waiting(record.clone())),
-            _ if options.is_dry_run() => Ok(Deleted::Gone(record.clone())),
+            Plan::Mark(new) if options.is_dry_run() => {
+                let marked = self.imagined(kind, &record.key, &new, record.revision).map_err(|e| StoreError::unavailable("imagining", e))?;
+                Ok(Deleted::Waiting(marked))
+            }
+            Plan::Remove if options.is_dry_run() => Ok(Deleted::Gone(record.clone())),
             Plan::Mark(new) => {
                 let marked = self.commit(kind, &record.key, &new, Expect::At(record.revision)).await?;
                 self.note(caller, target, "delete", &marked);
@@ -135,7 +154,7 @@ impl Registry {
     async fn admit_delete(&self, caller: &Caller, target: &Target, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
         let kind = target.storage();
         let (resource, body) = (kind.group_resource(), kind.group_kind());
-        let write = WriteOptions { dry_run: options.is_dry_run() };
+        let write = WriteOptions { dry_run: options.is_dry_run(), manager: None };
         let request = self.request(caller, Operation::Delete, &body, &resource, target, &target.key.name, Some(old), &write);
         let mut nothing = Value::Null;
         let write = Write { caller, target, request: &request };

@@ -14,6 +14,7 @@ pub mod addresses;
 pub mod cache;
 pub mod delete;
 pub mod layout;
+pub mod managers;
 pub mod patch;
 pub mod pods;
 pub mod record;
@@ -126,6 +127,15 @@ impl Target {
 #[derive(Clone, Debug, Default)]
 pub struct WriteOptions {
     pub dry_run: bool,
+    /// Who is noted as manager of what changes. `None`: the change has noted that itself, or is nobody's (a pod's node).
+    pub manager: Option<String>,
+}
+
+impl WriteOptions {
+    /// The same for a change that notes its managers itself.
+    pub fn untracked(&self) -> Self {
+        WriteOptions { manager: None, ..*self }
+    }
 }
 
 impl Registry {
@@ -205,7 +215,7 @@ pub fn unavailable(error: StoreError) -> Status {
     let (doing, status) = match &error {
         StoreError::Unavailable { doing, why } => (doing.as_str(), Status::service_unavailable(why)),
         StoreError::TimedOut { doing } => (doing.as_str(), Status::timeout(error.to_string(), 0)),
-        _ => ("", write::plain_error(&error.to_string())),
+        _ => ("", Status::unclassified(error.to_string())),
     };
     tracing::error!(doing, %error, "store error");
     status

@@ -1,31 +1,32 @@
-//! PATCH: the stored object in the request's version, changed, and taken through the same pipeline as a PUT.
+//! PATCH: the stored object in the request's version, changed, and taken through the same pipeline as a PUT. Server-side apply is a
+//! patch that knows who owns what.
 //!
 //! Upstream counterpart: `apiserver/pkg/endpoints/handlers/patch.go` (v1.33).
 
-use api::Status;
-use schema::{FieldValidation, Media};
+use api::{Gvk, Status};
+use schema::FieldValidation;
 use serde_json::Value;
 
-use super::write::to_storage;
-use super::{Caller, Target};
+use super::write::{check_name, check_namespace, to_storage};
+use super::{Caller, Target, managers};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
     Json,
     Merge,
     Strategic,
+    /// Server-side apply.
+    Apply,
 }
 
 impl PatchType {
-    pub const ACCEPTED: [&str; 3] = ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-
-    /// Server-side apply (`application/apply-patch+yaml`) is not among them until managed fields are kept.
     pub fn of(media: &str) -> Result<Self, Status> {
         match media {
             "application/json-patch+json" => Ok(PatchType::Json),
             "application/merge-patch+json" => Ok(PatchType::Merge),
             "application/strategic-merge-patch+json" => Ok(PatchType::Strategic),
-            _ => Err(Status::unsupported_media_type(&PatchType::ACCEPTED)),
+            "application/apply-patch+yaml" => Ok(PatchType::Apply),
+            _ => Err(Status::unsupported_patch()),
         }
     }
 }
@@ -34,25 +35,73 @@ pub struct Patch<'a> {
     pub patch_type: PatchType,
     pub body: &'a [u8],
     pub validation: FieldValidation,
+    /// Who applies, and whether others' fields may be taken.
+    pub manager: &'a str,
+    pub force: bool,
 }
 
 impl Patch<'_> {
+    pub fn is_apply(&self) -> bool {
+        self.patch_type == PatchType::Apply
+    }
+
     /// The stored object with the patch applied, in storage form again.
     pub fn apply(&self, caller: &Caller, target: &Target, stored: &Value) -> Result<Value, Status> {
         let gvk = target.gvk();
-        let mut object = kinds::convert(stored.clone(), &gvk.api_version());
-        match self.patch_type {
-            PatchType::Json => schema::patch::json(&mut object, self.body)?,
-            PatchType::Merge => schema::patch::merge(&mut object, self.body)?,
-            PatchType::Strategic => {
-                let patch: Value = serde_json::from_slice(self.body)
-                    .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-                object = schema::patch::strategic(&gvk, &object, &patch)?;
-            }
+        let object = kinds::convert(stored.clone(), &gvk.api_version());
+        if self.is_apply() {
+            let object = self.lay_over(caller, target, Some(&object), &self.configuration(caller)?)?;
+            return self.named(target, to_storage(target, object));
         }
-        let patched = super::record::encode(&object);
-        let (object, warnings) = schema::decode(&patched, Media::Json, &gvk, self.validation)?;
+        let (object, warnings) = self.change(&gvk, &object)?;
         warnings.into_iter().for_each(|w| caller.warn(w));
-        Ok(to_storage(target, object))
+        self.named(target, to_storage(target, object))
+    }
+
+    /// An object of the kind with a patch (that is no apply) applied, and warnings.
+    pub fn change(&self, gvk: &Gvk, object: &Value) -> Result<(Value, Vec<String>), Status> {
+        let patch_type = match self.patch_type {
+            PatchType::Json => schema::patch::PatchType::Json,
+            PatchType::Strategic => schema::patch::PatchType::Strategic,
+            PatchType::Merge | PatchType::Apply => schema::patch::PatchType::Merge,
+        };
+        schema::patch::apply(gvk, object, patch_type, self.body, self.validation)
+    }
+
+    /// What an apply makes of nothing, in the target's version.
+    pub fn fresh(&self, caller: &Caller, target: &Target) -> Result<Value, Status> {
+        let mut object = self.named(target, self.lay_over(caller, target, None, &self.configuration(caller)?)?)?;
+        let uid = super::tree::text(&object, "/metadata/uid");
+        if !uid.is_empty() {
+            let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+            return Err(Status::conflict(&target.resource(), &target.key.name, why));
+        }
+        super::tree::take_resource_version(&mut object);
+        Ok(object)
+    }
+
+    /// Apply's body as its author wrote it.
+    pub fn configuration(&self, caller: &Caller) -> Result<Value, Status> {
+        let (document, fault) = schema::patch::document(self.body).map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+        match fault {
+            Some(fault) if self.validation == FieldValidation::Strict => Err(Status::bad_request(format!("error strict decoding YAML: {fault}"))),
+            Some(fault) if self.validation == FieldValidation::Warn => {
+                caller.warn(fault);
+                Ok(document)
+            }
+            _ => Ok(document),
+        }
+    }
+
+    /// `live` and the result are in the target's version.
+    pub fn lay_over(&self, caller: &Caller, target: &Target, live: Option<&Value>, configuration: &Value) -> Result<Value, Status> {
+        managers::apply(target, live, configuration, self.manager, self.force, caller.now)
+    }
+
+    /// A patch can't give the object another name.
+    fn named(&self, target: &Target, mut object: Value) -> Result<Value, Status> {
+        check_namespace(target, &mut object)?;
+        check_name(target, &object)?;
+        Ok(object)
     }
 }

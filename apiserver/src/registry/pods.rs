@@ -29,7 +29,7 @@ impl Registry {
         let resource = GroupResource::new("", "pods/binding");
         let (now, name) = (caller.now, target.key.name.clone());
         let conflict = |why: String| Err(Status::conflict(&resource, &name, why));
-        self.update(caller, target, Part::Raw, options, &|pod| {
+        self.update(caller, target, Part::Raw, &options.untracked(), &|pod| {
             let mut pod = pod.clone();
             let uid = text(&pod, "/metadata/uid").to_owned();
             if !wanted.is_empty() && wanted != uid {
@@ -88,13 +88,13 @@ impl Registry {
         let budget = match covering.as_slice() {
             [] => return Ok(()),
             [one] => one,
-            _ => return Err(super::write::plain_error("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+            _ => return Err(Status::unclassified("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
         };
         let mut at = Target::stored(kind, budget.key.clone());
         at.subresource = "status".into();
         let (name, now) = (target.key.name.clone(), caller.now);
         let change = |budget: &Value| spend(budget, &name, now);
-        self.update(&Caller::system(), &at, Part::Raw, options, &change).await.map(drop)
+        self.update(&Caller::system(), &at, Part::Raw, &options.untracked(), &change).await.map(drop)
     }
 
     /// Add ephemeral containers; the rest of the pod stays.
@@ -102,7 +102,7 @@ impl Registry {
         self.update(caller, target, Part::Raw, options, &|old| {
             let new = make(old)?;
             let mut pod = old.clone();
-            tree::meta(&mut pod).insert("resourceVersion".into(), new["metadata"]["resourceVersion"].clone());
+            tree::take_identity(&mut pod, &new);
             match new.pointer("/spec/ephemeralContainers") {
                 Some(containers) => object(&mut pod, "spec").insert("ephemeralContainers".into(), containers.clone()),
                 None => object(&mut pod, "spec").remove("ephemeralContainers"),
@@ -123,7 +123,7 @@ impl Registry {
         self.update(caller, target, Part::Raw, options, &|old| {
             let new = make(old)?;
             let mut pod = old.clone();
-            tree::meta(&mut pod).insert("resourceVersion".into(), new["metadata"]["resourceVersion"].clone());
+            tree::take_identity(&mut pod, &new);
             let wanted = items(&new, "/spec/containers").to_vec();
             for container in pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut).into_iter().flatten() {
                 let Some(asked) = wanted.iter().find(|c| c["name"] == container["name"]) else { continue };

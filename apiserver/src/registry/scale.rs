@@ -2,13 +2,17 @@
 //!
 //! Upstream counterpart: `pkg/registry/apps/deployment/storage` (`ScaleREST`, v1.33).
 
-use api::{LabelSelector, Status};
+use api::{Gvk, LabelSelector, Status};
 use kinds::ScalePaths;
 use serde_json::{Value, json};
 
 use super::Target;
 use super::record::Record;
-use super::tree::number;
+use super::tree::{self, number};
+
+pub fn gvk() -> Gvk {
+    Gvk::new("autoscaling", "v1", "Scale")
+}
 
 /// The object as a Scale.
 pub fn show(target: &Target, record: &Record) -> Result<Value, Status> {
@@ -55,19 +59,38 @@ fn selector(selector: Option<&Value>) -> Option<String> {
 pub fn rescale(target: &Target, stored: &Value, edit: impl Fn(Value) -> Result<Value, Status>) -> Result<Value, Status> {
     let paths = paths(target)?;
     let scale = edit(of(paths, stored))?;
-    let replicas = number(&scale, "/spec/replicas").unwrap_or(0);
-    if replicas < 0 {
-        let path = api::field::Path::new("spec").child("replicas");
-        let error = api::field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
-        return Err(Status::invalid(&api::GroupKind::new("autoscaling", "Scale"), &target.key.name, vec![error]));
-    }
+    let replicas = replicas(target, &scale)?;
     let mut object = stored.clone();
     let version = scale["metadata"].get("resourceVersion").cloned().unwrap_or(Value::Null);
-    super::tree::meta(&mut object).insert("resourceVersion".into(), version);
+    tree::meta(&mut object).insert("resourceVersion".into(), version);
     if let Some(slot) = object.pointer_mut(paths.spec_replicas) {
         *slot = replicas.into();
     } else {
-        super::tree::object(&mut object, "spec").insert("replicas".into(), replicas.into());
+        tree::object(&mut object, "spec").insert("replicas".into(), replicas.into());
     }
     Ok(object)
+}
+
+fn replicas(target: &Target, scale: &Value) -> Result<i64, Status> {
+    let replicas = number(scale, "/spec/replicas").unwrap_or(0);
+    if replicas >= 0 {
+        return Ok(replicas);
+    }
+    let path = api::field::Path::new("spec").child("replicas");
+    let error = api::field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
+    Err(Status::invalid(&api::GroupKind::new("autoscaling", "Scale"), &target.key.name, vec![error]))
+}
+
+/// What a Scale that is applied says of its parent.
+pub fn as_parent(target: &Target, scale: &Value) -> Result<Value, Status> {
+    let (wanted, parent) = (gvk(), target.gvk());
+    if scale["apiVersion"] != wanted.api_version() || scale["kind"] != wanted.kind {
+        let (group, version) = api::key::parse_api_version(tree::text(scale, "/apiVersion"));
+        return Err(Status::bad_request(format!("invalid object type: {group}/{version}, Kind={}", tree::text(scale, "/kind"))));
+    }
+    let mut configuration = json!({"apiVersion": parent.api_version(), "kind": parent.kind, "metadata": scale["metadata"]});
+    if scale["spec"].get("replicas").is_some() {
+        configuration["spec"] = json!({"replicas": replicas(target, scale)?});
+    }
+    Ok(configuration)
 }

@@ -59,10 +59,20 @@ pub fn take_resource_version(tree: &mut Value) -> String {
     }
 }
 
+/// The revision a client's object names, and the managers it brings, for a change that takes little else from it.
+pub fn take_identity(object: &mut Value, from: &Value) {
+    for field in ["resourceVersion", "managedFields"] {
+        match from["metadata"].get(field) {
+            Some(value) => meta(object).insert(field.into(), value.clone()),
+            None => meta(object).remove(field),
+        };
+    }
+}
+
 /// What the system alone decides about a new object.
 pub fn stamp_new(tree: &mut Value, now: Timestamp) {
     let meta = meta(tree);
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "resourceVersion"] {
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
         meta.remove(field);
     }
     meta.insert("creationTimestamp".into(), rfc3339(now).into());
@@ -73,20 +83,20 @@ pub fn stamp_new(tree: &mut Value, now: Timestamp) {
 pub fn stamp_update(new: &mut Value, old: &Value) {
     let kept = &old["metadata"];
     let meta = meta(new);
-    for field in ["selfLink", "managedFields"] {
-        meta.remove(field);
+    meta.remove("selfLink");
+    if let Some(created) = kept.get("creationTimestamp") {
+        meta.insert("creationTimestamp".into(), created.clone());
     }
-    for field in ["uid", "creationTimestamp", "namespace", "name", "generateName"] {
+    for field in ["uid", "namespace", "name", "generateName"] {
         let silent = meta.get(field).is_none_or(|v| v.is_null() || v == "");
         if let (true, Some(value)) = (silent, kept.get(field)) {
             meta.insert(field.into(), value.clone());
         }
     }
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        match kept.get(field) {
-            Some(value) => meta.insert(field.into(), value.clone()),
-            None => meta.remove(field),
-        };
+        if let Some(value) = kept.get(field) {
+            meta.insert(field.into(), value.clone());
+        }
     }
 }
 

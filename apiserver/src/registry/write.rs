@@ -1,7 +1,7 @@
 //! Create and update: the one pipeline every write of every kind passes.
 //!
-//! Bodies come in decoded, in the request's version. Order: default → convert to the storage version → system metadata → prepare →
-//! mutating admission → normalise → addresses → validate → validating admission → compare-and-swap.
+//! Bodies come in decoded, in the request's version. Order: default → convert to the storage version → system metadata → managers →
+//! prepare → mutating admission → normalise → addresses → validate → validating admission → compare-and-swap.
 //! Upstream counterparts: `registry/rest/{create,update}.go`, `registry/generic/registry/store.go` (v1.33).
 
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use api::{GroupKind, Status};
 use auth::admission::{self, Operation, Outcome, Refusal};
 use auth::authz::escalation;
 use kinds::Kind;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::addresses::Lease;
 use super::record::Record;
 use super::reviews::user_info;
 use super::tree::{self, text};
 use super::webhooks::Write;
-use super::{Caller, Registry, Target, WriteOptions, unavailable};
+use super::{Caller, Registry, Target, WriteOptions, layout, managers, unavailable};
 use crate::storage::{Expect, StoreError};
 
 /// Lost swaps before the client is told to try again itself.
@@ -46,26 +46,33 @@ impl Registry {
     /// Store a new object. `body` is decoded, in the target's version.
     pub async fn create(&self, caller: &Caller, target: &Target, body: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
         let mut object = to_storage(target, body);
-        self.check_place(target, &mut object)?;
+        check_namespace(target, &mut object)?;
         if !tree::take_resource_version(&mut object).is_empty() {
-            return Err(plain_error("resourceVersion should not be set on objects to be created"));
+            return Err(Status::unclassified("resourceVersion should not be set on objects to be created"));
         }
+        dedup_owners(caller, &mut object);
         tree::stamp_new(&mut object, caller.now);
-        let (prefix, named) = (text(&object, "/metadata/generateName").to_owned(), !text(&object, "/metadata/name").is_empty());
-        if named || prefix.is_empty() {
-            return self.create_named(caller, target, object, options).await;
+        if let Some(manager) = &options.manager {
+            managers::track(target, None, &mut object, manager, caller.now);
         }
-        let mut last = None;
-        for _ in 0..GENERATED_NAMES {
+        let prefix = text(&object, "/metadata/generateName").to_owned();
+        let generated = text(&object, "/metadata/name").is_empty() && !prefix.is_empty();
+        let mut tries = if generated { GENERATED_NAMES } else { 1 };
+        loop {
             let mut attempt = object.clone();
-            tree::meta(&mut attempt).insert("name".into(), tree::generate_name(&prefix).into());
+            if generated {
+                tree::meta(&mut attempt).insert("name".into(), tree::generate_name(&prefix).into());
+            }
+            tries -= 1;
             match self.create_named(caller, target, attempt, options).await {
-                Err(status) if status.is_already_exists() => last = Some(status),
+                Err(status) if status.is_already_exists() && tries > 0 => {}
+                Err(status) if status.is_already_exists() && !prefix.is_empty() => {
+                    let name = status.details.map(|d| d.name).unwrap_or_default();
+                    return Err(Status::generate_name_conflict(&target.resource(), &name));
+                }
                 outcome => return outcome,
             }
         }
-        let name = last.and_then(|s| s.details.map(|d| d.name)).unwrap_or_default();
-        Err(Status::generate_name_conflict(&target.resource(), &name))
     }
 
     async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
@@ -95,20 +102,6 @@ impl Registry {
         Ok(record)
     }
 
-    /// The object's namespace is the request's.
-    fn check_place(&self, target: &Target, object: &mut Value) -> Result<(), Status> {
-        let asked = text(object, "/metadata/namespace").to_owned();
-        if target.kind.namespaced {
-            if !asked.is_empty() && asked != target.key.namespace {
-                return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
-            }
-            tree::meta(object).insert("namespace".into(), target.key.namespace.clone().into());
-        } else if asked.is_empty() {
-            tree::meta(object).remove("namespace");
-        }
-        Ok(())
-    }
-
     /// Swap the object for what `change` makes of it, again if another write came first.
     pub async fn update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, change: &Change<'_>) -> Result<Arc<Record>, Status> {
         for _ in 0..MAX_SWAPS {
@@ -127,7 +120,11 @@ impl Registry {
         let mut old = stored.value();
         let mut new = change(&old)?;
         tree::take_resource_version(&mut old);
-        self.check_preconditions(target, part, &mut new, &old, stored.revision)?;
+        self.check_preconditions(caller, target, part, &mut new, &old, stored.revision)?;
+        dedup_owners(caller, &mut new);
+        if let Some(manager) = &options.manager {
+            managers::track(target, Some(&old), &mut new, manager, caller.now);
+        }
         tree::stamp_update(&mut new, &old);
         match part {
             Part::Main => kind.strategy.prepare_for_update(kind, &mut new, &old),
@@ -139,6 +136,7 @@ impl Registry {
             errors.extend(match part {
                 Part::Main => target.kind.strategy.validate_update(kind, new, &old),
                 Part::Status => kind.strategy.validate_status_update(kind, new, &old),
+                Part::Raw if target.subresource == "approval" => kind.strategy.validate_status_update(kind, new, &old),
                 Part::Raw => Vec::new(),
             });
             errors
@@ -148,7 +146,7 @@ impl Registry {
             kind.strategy.warnings(&lease.object).into_iter().for_each(|w| caller.warn(w));
         }
         outcome.warnings.iter().for_each(|w| caller.warn(w.clone()));
-        if lease.object == old {
+        if schema::managed::same_but_times(&lease.object, &old) {
             return Ok(Some(stored.clone()));
         }
         if options.dry_run {
@@ -166,7 +164,11 @@ impl Registry {
         };
         let gone = is_finished(target.storage(), new);
         let written = if gone {
-            self.remove(stored).await
+            // The answer shows what let go of the object, watchers what it was.
+            match self.remove(stored).await {
+                Ok(removed) => self.imagined(target.storage(), &stored.key, new, removed.revision).map_err(|e| StoreError::unavailable("indexing", e)),
+                Err(error) => Err(error),
+            }
         } else {
             self.commit(target.storage(), &stored.key, new, Expect::At(stored.revision)).await
         };
@@ -180,26 +182,26 @@ impl Registry {
         }
     }
 
-    /// The revision and uid the client names are those of the stored object.
-    fn check_preconditions(&self, target: &Target, part: Part, new: &mut Value, old: &Value, revision: u64) -> Result<(), Status> {
+    /// The revision and uid the client names are those of the stored object. (Of a patch's result, validation compares the uid.)
+    fn check_preconditions(&self, caller: &Caller, target: &Target, part: Part, new: &mut Value, old: &Value, revision: u64) -> Result<(), Status> {
         let (name, kind) = (&target.key.name, target.storage());
-        let uid = text(new, "/metadata/uid").to_owned();
-        let has = text(old, "/metadata/uid");
-        if !uid.is_empty() && uid != has {
+        let (uid, has) = (text(new, "/metadata/uid"), text(old, "/metadata/uid"));
+        if !uid.is_empty() && uid != has && !caller.patches {
+            let key = layout::store_key(kind, &target.key);
             let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {has}");
+            let why = format!("StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: {why}");
             return Err(Status::conflict(&target.resource(), name, why));
         }
         match tree::take_resource_version(new).as_str() {
             "" | "0" if kind.allow_unconditional_update || part == Part::Raw => Ok(()),
             "" | "0" => {
+                // Upstream has no kind at hand here, and names the resource in its place.
+                let resource = GroupKind::new(kind.group, kind.plural);
                 let error = FieldError::invalid(&Path::new("metadata").child("resourceVersion"), 0, "must be specified for an update");
-                Err(Status::invalid(&kind.group_kind(), name, vec![error]))
+                Err(Status::invalid(&resource, name, vec![error]))
             }
             version if version == revision.to_string() => Ok(()),
-            version if version.parse::<u64>().is_err() => {
-                let error = FieldError::invalid(&Path::new("metadata").child("resourceVersion"), version, "strconv.ParseUint: parsing \"".to_owned() + version + "\": invalid syntax");
-                Err(Status::invalid(&kind.group_kind(), name, vec![error]))
-            }
+            version if version.parse::<u64>().is_err() => Err(Status::unclassified(format!("strconv.ParseUint: parsing {version:?}: invalid syntax"))),
             _ => Err(Status::modified(&target.resource(), name)),
         }
     }
@@ -323,29 +325,56 @@ fn exists(target: &Target, record: &Record) -> Status {
     status
 }
 
-/// An error upstream returns without a reason: 500 and the bare text.
-pub fn plain_error(message: &str) -> Status {
-    Status::new(500, api::status::Reason::Unknown, message)
-}
-
 /// The whole-object replacement a PUT asks for.
 pub fn replacement(target: &Target, body: Value) -> Result<Value, Status> {
     let mut object = to_storage(target, body);
-    let (name, namespace) = (text(&object, "/metadata/name").to_owned(), text(&object, "/metadata/namespace").to_owned());
-    if name.is_empty() {
-        return Err(Status::bad_request("name must be provided"));
-    }
-    if name != target.key.name {
-        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.key.name);
-        return Err(Status::bad_request(message));
-    }
-    if namespace.is_empty() {
-        if target.kind.namespaced {
-            tree::meta(&mut object).insert("namespace".into(), json!(target.key.namespace));
-        }
-    } else if namespace != target.key.namespace {
-        let message = format!("the namespace of the object ({namespace}) does not match the namespace on the URL ({})", target.key.namespace);
-        return Err(Status::bad_request(message));
-    }
+    check_namespace(target, &mut object)?;
+    check_name(target, &object)?;
     Ok(object)
+}
+
+/// The object's namespace is the request's. Upstream: `EnsureObjectNamespaceMatchesRequestNamespace`.
+pub fn check_namespace(target: &Target, object: &mut Value) -> Result<(), Status> {
+    if !target.kind.namespaced {
+        tree::meta(object).remove("namespace");
+        return Ok(());
+    }
+    let asked = text(object, "/metadata/namespace");
+    if !asked.is_empty() && asked != target.key.namespace {
+        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request"));
+    }
+    tree::meta(object).insert("namespace".into(), target.key.namespace.clone().into());
+    Ok(())
+}
+
+/// The object's name is the URL's. Upstream: `checkName`.
+pub fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
+    let (name, asked) = (text(object, "/metadata/name"), &target.key.name);
+    if name.is_empty() {
+        return Err(Status::bad_request(format!("the name of the object ({asked} based on URL) was undeterminable: name must be provided")));
+    }
+    if name != asked {
+        return Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({asked})")));
+    }
+    Ok(())
+}
+
+/// Owners that are named twice, in every field alike, are named once.
+fn dedup_owners(caller: &Caller, object: &mut Value) {
+    let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else { return };
+    let (mut kept, mut twice) = (Vec::<Value>::new(), Vec::new());
+    for owner in std::mem::take(owners) {
+        match kept.contains(&owner) {
+            true => twice.push(text(&owner, "/uid").to_owned()),
+            false => kept.push(owner),
+        }
+    }
+    *owners = kept;
+    if !twice.is_empty() {
+        let when = if caller.patches { " after mutating admission happens" } else { "" };
+        caller.warn(format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        ));
+    }
 }

@@ -44,7 +44,8 @@ fn restarts(kubectl: &Kubectl) -> Result<u32> {
     Ok(counts.split_whitespace().filter_map(|count| count.parse::<u32>().ok()).sum())
 }
 
-/// Creates a thousand ConfigMaps while the API server is killed again and again. Whatever was acknowledged is there afterwards, at its revision.
+/// Creates a thousand ConfigMaps while the API server is killed again and again. Whatever was acknowledged is there afterwards, at its
+/// revision; a watcher that goes on from the last revision it saw misses nothing, or is told 410 and lists again.
 pub fn killed_during_a_thousand_creates(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("p-creates")?;
     let creator = Command::new(tests::cluster::programs()?.join("creates"))
@@ -53,6 +54,11 @@ pub fn killed_during_a_thousand_creates(spine: &Spine) -> Result<()> {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .context("start the creates")?;
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watcher = std::thread::spawn({
+        let kubectl = kubectl.clone();
+        move || follow(&kubectl, &ended)
+    });
     for _ in 0..4 {
         let before = count(&kubectl).unwrap_or_default();
         until(60, "more objects", || match count(&kubectl)? {
@@ -79,8 +85,67 @@ pub fn killed_during_a_thousand_creates(spine: &Spine) -> Result<()> {
     for (name, revision) in &acknowledged {
         ensure_eq(stored.get(name), Some(revision), &format!("acknowledged {name}"))?;
     }
-    println!("    {} acknowledged, all stored at their revisions", acknowledged.len());
+    let newest = stored.values().filter_map(|revision| revision.parse::<u64>().ok()).max().unwrap_or_default();
+    done.send(()).context("the watcher has ended before its time")?;
+    let Ok(followed) = watcher.join() else { bail!("the watcher panicked") };
+    let followed = followed?;
+    ensure_eq(followed.revision >= newest, true, "the watcher came to the end")?;
+    for (name, revision) in stored.iter().filter(|(_, revision)| revision.parse().is_ok_and(|r: u64| r <= followed.revision)) {
+        ensure_eq(followed.seen.get(name), Some(revision), &format!("what the watcher saw of {name}"))?;
+    }
+    println!(
+        "    {} acknowledged, all stored at their revisions; the watcher was cut off {} times and sent to list {} times",
+        acknowledged.len(),
+        followed.cuts,
+        followed.lists
+    );
     Ok(())
+}
+
+#[derive(Default)]
+struct Followed {
+    /// Name to revision.
+    seen: BTreeMap<String, String>,
+    revision: u64,
+    cuts: usize,
+    lists: usize,
+}
+
+/// Watches ConfigMaps until told to end and one more watch has come to nothing new.
+fn follow(kubectl: &Kubectl, ended: &std::sync::mpsc::Receiver<()>) -> Result<Followed> {
+    let path = format!("/api/v1/namespaces/{}/configmaps", kubectl.namespace);
+    let mut followed = Followed::default();
+    let (mut expired, mut last) = (true, false);
+    loop {
+        last |= ended.try_recv().is_ok();
+        if expired {
+            let list = until(60, "list for the watcher", || Ok(serde_json::from_str::<serde_json::Value>(&kubectl.ok(&format!("get --raw {path}"))?)?))?;
+            followed.revision = text(&list["metadata"]["resourceVersion"]).parse()?;
+            followed.lists += 1;
+            list["items"].as_array().into_iter().flatten().for_each(|item| followed.see(item));
+        }
+        let output = kubectl.run(&format!("get --raw {path}?watch=1&timeoutSeconds=3&resourceVersion={}", followed.revision))?;
+        followed.cuts += usize::from(output.code != 0);
+        expired = false;
+        for event in serde_json::Deserializer::from_str(&output.stdout).into_iter::<serde_json::Value>().map_while(Result::ok) {
+            match event["type"].as_str() {
+                Some("ADDED" | "MODIFIED") => followed.see(&event["object"]),
+                Some("ERROR") if event["object"]["code"] == 410 => expired = true,
+                other => bail!("event {other:?}: {event}"),
+            }
+        }
+        if last && !expired && output.code == 0 {
+            return Ok(followed);
+        }
+    }
+}
+
+impl Followed {
+    fn see(&mut self, item: &serde_json::Value) {
+        let revision = text(&item["metadata"]["resourceVersion"]);
+        self.revision = self.revision.max(revision.parse().unwrap_or_default());
+        self.seen.insert(text(&item["metadata"]["name"]), revision);
+    }
 }
 
 fn count(kubectl: &Kubectl) -> Result<usize> {

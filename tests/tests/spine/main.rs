@@ -14,6 +14,7 @@ mod rollout;
 mod services;
 mod streams;
 mod verbs;
+mod writes;
 
 use std::process::ExitCode;
 
@@ -89,6 +90,9 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         verbs::run_expose_wait_events,
         verbs::delete_in_every_form,
         verbs::cordon_taint_drain,
+        writes::server_side_apply,
+        writes::managers_and_no_ops,
+        writes::diff_and_dry_run,
         streams::logs,
         streams::exec_attach_cp,
         streams::port_forward,

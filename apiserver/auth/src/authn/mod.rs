@@ -69,12 +69,23 @@ pub fn bearer(authorization: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// The token of a browser's WebSocket, which can set no header but `Sec-WebSocket-Protocol`:
-/// `base64url.bearer.authorization.k8s.io.TOKEN, v4.channel.k8s.io`.
-pub fn bearer_of_protocols(protocols: &str) -> Option<String> {
+/// The token of a browser's WebSocket, which can set no header but `Sec-WebSocket-Protocol`, and the protocols without it:
+/// `base64url.bearer.authorization.k8s.io.TOKEN, v4.channel.k8s.io`. Errors: a token that can't be read, or two, or nothing besides it.
+/// Upstream: `apiserver/pkg/authentication/request/websocket/protocol.go`.
+pub fn bearer_of_protocols<'a>(headers: impl Iterator<Item = &'a str>) -> Result<Option<(String, String)>, &'static str> {
     const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
-    let encoded = protocols.split(',').find_map(|protocol| protocol.trim().strip_prefix(PREFIX))?;
-    String::from_utf8(URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).ok()?).ok().filter(|token| !token.is_empty())
+    let (tokens, others): (Vec<&str>, Vec<&str>) = headers.flat_map(|h| h.split(',')).map(str::trim).partition(|p| p.starts_with(PREFIX));
+    let encoded = match tokens.as_slice() {
+        [] => return Ok(None),
+        [one] => &one[PREFIX.len()..],
+        _ => return Err("multiple base64.bearer.authorization tokens specified"),
+    };
+    let decoded = URL_SAFE_NO_PAD.decode(encoded).ok().and_then(|token| String::from_utf8(token).ok());
+    let token = decoded.ok_or("invalid base64.bearer.authorization token encoding")?;
+    match others.is_empty() {
+        true => Err("missing additional subprotocol"),
+        false => Ok((!token.is_empty()).then(|| (token, others.join(",")))),
+    }
 }
 
 /// CN is the user, each O a group. A certificate without a CN names nobody.

@@ -54,9 +54,18 @@ fn bearer_scheme() {
 
 #[test]
 fn bearer_in_a_websocket_protocol() {
-    let protocols = "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj";
-    assert_eq!(bearer_of_protocols(protocols).as_deref(), Some("abc"));
-    assert_eq!(bearer_of_protocols("v4.channel.k8s.io"), None);
+    const HEAD: &str = "base64url.bearer.authorization.k8s.io";
+    let found = |text: &str| bearer_of_protocols([text.replace('@', HEAD).as_str()].into_iter()).map(|found| found.map(|(token, rest)| format!("{token} {rest}")));
+    let cases = [
+        ("v4.channel.k8s.io, @.YWJj", Ok(Some("abc v4.channel.k8s.io".to_owned()))),
+        ("v4.channel.k8s.io", Ok(None)),
+        ("@.YWJj", Err("missing additional subprotocol")),
+        ("@.YWJj, @.YWJj, v4.channel.k8s.io", Err("multiple base64.bearer.authorization tokens specified")),
+        ("@.YW=, v4.channel.k8s.io", Err("invalid base64.bearer.authorization token encoding")),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(found(text), expected, "{text}");
+    }
 }
 
 fn impersonators() -> Cluster {

@@ -4,6 +4,7 @@
 //! only be changed by force; what an applier stops speaking of goes, unless somebody else owns it.
 //! Upstream: `structured-merge-diff/merge/update.go`, `apimachinery/pkg/util/managedfields` (v1.33).
 
+mod check;
 mod set;
 mod walk;
 
@@ -15,10 +16,12 @@ use api::key::Gvk;
 use api::status::{Details, Reason, StatusCause};
 use serde_json::{Map, Value, json};
 
+use crate::FieldValidation;
+use crate::decode::{Words, check_patched};
 use crate::normalize::zero;
 use crate::types::{Kind, TYPES, lookup};
 use set::{Set, Step};
-use walk::Node;
+use walk::{Comparison, Node};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +30,7 @@ pub struct Writer<'a> {
     pub manager: &'a str,
     /// Empty for the object itself.
     pub subresource: &'a str,
-    /// Fields that this endpoint does not write (`status` for the object itself, all but it for `status`).
+    /// Fields that this endpoint leaves as they are (`status` for the object itself, `spec` for `status`).
     pub ignored: &'a [&'a [&'a str]],
     /// RFC 3339, whole seconds.
     pub now: &'a str,
@@ -38,6 +41,9 @@ const BEFORE: &str = "before-first-apply";
 /// Managers of ordinary updates that are kept apart; older ones become one.
 const MAX_UPDATERS: usize = 10;
 const ANCIENT: &str = "ancient-changes";
+/// The manager that takes over what its client-side applies set, and keeps their annotation true.
+const KUBECTL: &str = "kubectl";
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Metadata that nobody owns.
 const UNOWNED: &[&[&str]] = &[
@@ -73,15 +79,14 @@ struct Entry {
 
 type Managers = BTreeMap<Identity, Entry>;
 
-/// The object that results from applying `applied` (as its author wrote it: not defaulted, not normalized) to `live`.
+/// The object that results from applying `applied` (as its author wrote it: not defaulted, not normalized) to `live`, normalized.
 ///
-/// Errors: 409 `Conflict` listing the fields others own (unless `force`), 400 for a configuration that carries managedFields.
+/// Errors: 409 `Conflict` listing the fields others own (unless `force`), 400 for another kind or a configuration that carries
+/// managedFields, 500 (as upstream) for one that does not fit its type.
 pub fn apply(gvk: &Gvk, live: Option<&Value>, applied: &Value, writer: &Writer, force: bool) -> Result<Value, Status> {
-    if applied.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
-        return Err(Status::bad_request("metadata.managedFields must be nil"));
-    }
     let node = Node::root(lookup(gvk));
-    let mut managers = live.map(decode).unwrap_or_default();
+    check_configuration(node, gvk, applied)?;
+    let mut managers = live.and_then(decode).unwrap_or_default();
     let base = live.cloned().unwrap_or_else(|| json!({}));
     if live.is_some() && managers.is_empty() {
         let who = Writer { manager: BEFORE, ..*writer };
@@ -94,15 +99,15 @@ pub fn apply(gvk: &Gvk, live: Option<&Value>, applied: &Value, writer: &Writer, 
     let mut merged = walk::merge(node, Some(&base), applied);
     let others = managers.iter().filter(|(id, _)| **id != who).fold(Set::default(), |all, (_, entry)| all.union(&entry.fields));
     walk::prune(node, &mut merged, &last, &others.union(&fields));
-    let comparison = walk::compare(node, &base, &merged);
-    let conflicts: Vec<(Identity, Set)> = managers
-        .iter()
-        .filter(|(id, _)| **id != who)
-        .map(|(id, entry)| (id.clone(), entry.fields.intersection(&comparison.changed)))
-        .filter(|(_, set)| !set.is_empty())
-        .collect();
-    if !force && !conflicts.is_empty() {
-        return Err(conflict(&conflicts));
+    let comparison = compare(node, &base, &merged, writer);
+    let conflicts = conflicts_with(&managers, &who, &comparison.changed);
+    if !force {
+        let inherited = if writer.manager == KUBECTL { applied_by_client(gvk, node, &base) } else { Set::default() };
+        let refused: Vec<(Identity, Set)> =
+            conflicts.iter().map(|(id, set)| (id.clone(), set.difference(&inherited))).filter(|(_, set)| !set.is_empty()).collect();
+        if !refused.is_empty() {
+            return Err(conflict(&refused));
+        }
     }
     for (id, set) in &conflicts {
         managers.entry(id.clone()).and_modify(|entry| entry.fields = entry.fields.difference(set));
@@ -113,17 +118,80 @@ pub fn apply(gvk: &Gvk, live: Option<&Value>, applied: &Value, writer: &Writer, 
         Some(entry) if same => entry.api_version = gvk.api_version(),
         _ => insert(&mut managers, gvk, writer, "Apply", fields),
     }
-    managers.retain(|_, entry| !entry.fields.is_empty());
+    if writer.manager == KUBECTL {
+        keep_annotation(&mut merged, applied);
+    }
     encode(&mut merged, &managers);
+    let (merged, _) = check_patched(merged, gvk, Words::Converter, Vec::new(), FieldValidation::Ignore).map_err(Status::unclassified)?;
     Ok(merged)
 }
 
-/// Records in `new` what an ordinary write changes. `live` is `None` for a create.
+/// What is applied is of the kind, says nothing of managers, and has the types of its fields.
+fn check_configuration(node: Node, gvk: &Gvk, applied: &Value) -> Result<(), Status> {
+    let text = |pointer: &str| applied.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (api_version, kind) = (text("/apiVersion"), text("/kind"));
+    let (group, version) = api::key::parse_api_version(api_version);
+    let said = format!("{group}/{version}, Kind={kind}");
+    if api_version != gvk.api_version() || kind != gvk.kind {
+        return Err(Status::bad_request(format!("invalid object type: {said}")));
+    }
+    if applied.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
+    check::check(node, applied).map_err(|why| Status::unclassified(format!("failed to create typed patch object ({namespace}/{name}; {said}): {why}")))
+}
+
+fn conflicts_with(managers: &Managers, who: &Identity, changed: &Set) -> Vec<(Identity, Set)> {
+    let others = managers.iter().filter(|(id, _)| *id != who);
+    others.map(|(id, entry)| (id.clone(), entry.fields.intersection(changed))).filter(|(_, set)| !set.is_empty()).collect()
+}
+
+fn annotation(object: &Value) -> Option<&str> {
+    object.get("metadata")?.get("annotations")?.get(LAST_APPLIED)?.as_str().filter(|text| !text.is_empty())
+}
+
+/// The fields that kubectl's last client-side apply set and that are still as it left them: its server-side apply takes them over.
+fn applied_by_client(gvk: &Gvk, node: Node, live: &Value) -> Set {
+    let last: Option<Value> = annotation(live).and_then(|text| serde_json::from_str(text).ok());
+    let Some(last) = last.filter(|last| last["apiVersion"] == gvk.api_version() && check::check(node, last).is_ok()) else {
+        return Set::default();
+    };
+    let comparison = walk::compare(node, &last, live);
+    walk::fields(node, &last).difference(&comparison.changed).difference(&comparison.removed)
+}
+
+/// Where there is an annotation of a client-side apply, it holds what was applied now.
+fn keep_annotation(object: &mut Value, applied: &Value) {
+    if annotation(object).is_none() {
+        return;
+    }
+    let mut configuration = applied.clone();
+    if let Some(annotations) = configuration.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(LAST_APPLIED);
+    }
+    object["metadata"]["annotations"][LAST_APPLIED] = format!("{configuration}\n").into();
+}
+
+fn compare(node: Node, old: &Value, new: &Value, writer: &Writer) -> Comparison {
+    let mut comparison = walk::compare(node, old, new);
+    for path in writer.ignored {
+        let steps = steps(path);
+        comparison.changed.remove(&steps);
+        comparison.removed.remove(&steps);
+    }
+    comparison
+}
+
+/// Records in `new` what an ordinary write changes. `live` is `None` for a create. An object without managers stays without.
 pub fn track(gvk: &Gvk, live: Option<&Value>, new: &mut Value, writer: &Writer) {
     let node = Node::root(lookup(gvk));
     let mut managers = managers_of_update(live, new, writer);
+    if live.is_some() && managers.is_empty() {
+        return encode(new, &managers);
+    }
     let base = live.cloned().unwrap_or_else(|| empty(gvk));
-    let comparison = walk::compare(node, &base, new);
+    let comparison = compare(node, &base, new, writer);
     let changed = owned(comparison.changed, writer);
     let who = identity(gvk, writer, "Update");
     for (id, entry) in &mut managers {
@@ -136,23 +204,39 @@ pub fn track(gvk: &Gvk, live: Option<&Value>, new: &mut Value, writer: &Writer) 
         let mine = managers.get(&who).map(|entry| entry.fields.clone()).unwrap_or_default();
         insert(&mut managers, gvk, writer, "Update", mine.union(&changed));
     }
-    managers.retain(|_, entry| !entry.fields.is_empty());
     cap(&mut managers);
     encode(new, &managers);
 }
 
-/// Whose word counts on an update: the request's own list if it has one, the live object's else; `[{}]` resets it.
+/// Equal but for when managers wrote: such a write changes nothing.
+pub fn same_but_times(a: &Value, b: &Value) -> bool {
+    let rest_is_equal = |a: &Value, b: &Value, but: &str| match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.iter().all(|(name, value)| name == but && b.contains_key(but) || b.get(name) == Some(value)),
+        _ => a == b,
+    };
+    let (a_meta, b_meta) = (&a["metadata"], &b["metadata"]);
+    let (a_list, b_list) = (items(a_meta), items(b_meta));
+    rest_is_equal(a, b, "metadata")
+        && rest_is_equal(a_meta, b_meta, "managedFields")
+        && a_list.len() == b_list.len()
+        && a_list.iter().all(|entry| b_list.iter().any(|other| rest_is_equal(entry, other, "time")))
+}
+
+fn items(meta: &Value) -> &[Value] {
+    meta.get("managedFields").and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// Whose word counts on an update: the request's own list if it has one, the live object's else; `[{}]` (which decoding
+/// makes of `[]`) resets it.
 fn managers_of_update(live: Option<&Value>, new: &Value, writer: &Writer) -> Managers {
-    let from_live = || live.map(decode).unwrap_or_default();
+    let from_live = || live.and_then(decode).unwrap_or_default();
     if !writer.subresource.is_empty() {
         return from_live();
     }
-    let reset = |list: &Value| matches!(list.as_array().map(Vec::as_slice), Some([only]) if is_blank(only));
-    if new.pointer("/metadata/managedFields").is_some_and(reset) {
+    if matches!(items(&new["metadata"]), [only] if is_blank(only)) {
         return Managers::new();
     }
-    let managers = decode(new);
-    if managers.is_empty() { from_live() } else { managers }
+    decode(new).filter(|managers| !managers.is_empty()).unwrap_or_else(from_live)
 }
 
 fn is_blank(entry: &Value) -> bool {
@@ -175,11 +259,14 @@ fn without_managers(object: &Value) -> Value {
 
 fn owned(mut fields: Set, writer: &Writer) -> Set {
     for path in UNOWNED.iter().chain(writer.ignored) {
-        let steps: Vec<Step> = path.iter().map(|name| Step::Field((*name).to_owned())).collect();
-        fields.remove(&steps);
+        fields.remove(&steps(path));
     }
     fields.members.remove(&Step::Field("metadata".to_owned()));
     fields
+}
+
+fn steps(path: &[&str]) -> Vec<Step> {
+    path.iter().map(|name| Step::Field((*name).to_owned())).collect()
 }
 
 fn forget(managers: &mut Managers, removed: &Set) {
@@ -191,57 +278,69 @@ fn forget(managers: &mut Managers, removed: &Set) {
 fn identity(gvk: &Gvk, writer: &Writer, operation: &str) -> Identity {
     Identity {
         operation: operation.to_owned(),
-        manager: writer.manager.to_owned(),
+        manager: if writer.manager.is_empty() { "unknown" } else { writer.manager }.to_owned(),
         subresource: writer.subresource.to_owned(),
         version: if operation == "Apply" { String::new() } else { gvk.api_version() },
     }
 }
 
-/// A manager whose fields stay the same keeps its time, or every no-op would be a change.
 fn insert(managers: &mut Managers, gvk: &Gvk, writer: &Writer, operation: &str, fields: Set) {
-    let id = identity(gvk, writer, operation);
-    let kept = managers.get(&id).filter(|entry| operation == "Update" && entry.fields == fields).map(|entry| entry.time.clone());
-    let time = kept.unwrap_or_else(|| writer.now.to_owned());
-    managers.insert(id, Entry { api_version: gvk.api_version(), time, fields });
+    let entry = Entry { api_version: gvk.api_version(), time: writer.now.to_owned(), fields };
+    managers.insert(identity(gvk, writer, operation), entry);
 }
 
 /// The oldest updaters beyond the limit become one, per version.
 fn cap(managers: &mut Managers) {
+    managers.retain(|_, entry| !entry.fields.is_empty());
     let mut updaters: Vec<(String, Identity)> =
-        managers.iter().filter(|(id, _)| id.operation == "Update" && id.subresource.is_empty()).map(|(id, e)| (e.time.clone(), id.clone())).collect();
-    if updaters.len() <= MAX_UPDATERS {
-        return;
-    }
+        managers.iter().filter(|(id, _)| id.operation == "Update").map(|(id, e)| (e.time.clone(), id.clone())).collect();
     updaters.sort();
-    let surplus = updaters.len() - MAX_UPDATERS + 1;
-    for (_, id) in updaters.into_iter().take(surplus) {
-        let Some(old) = managers.remove(&id) else { continue };
-        let into = Identity { manager: ANCIENT.to_owned(), ..id };
-        let entry = managers.entry(into).or_insert_with(|| Entry { fields: Set::default(), ..old.clone() });
-        entry.fields = std::mem::take(&mut entry.fields).union(&old.fields);
-        entry.time = entry.time.clone().max(old.time);
+    let mut surplus = updaters.len().saturating_sub(MAX_UPDATERS);
+    let mut oldest: BTreeMap<String, Identity> = BTreeMap::new();
+    for (_, id) in updaters {
+        if surplus == 0 {
+            return;
+        }
+        let Some(first) = oldest.get(&id.version) else {
+            oldest.insert(id.version.clone(), id);
+            continue;
+        };
+        let bucket = Identity { manager: ANCIENT.to_owned(), subresource: String::new(), ..id.clone() };
+        if id == bucket {
+            continue;
+        }
+        if !managers.contains_key(&bucket)
+            && let Some(entry) = managers.remove(first)
+        {
+            managers.insert(bucket.clone(), entry);
+        }
+        if let (Some(old), Some(entry)) = (managers.remove(&id), managers.get_mut(&bucket)) {
+            entry.fields = std::mem::take(&mut entry.fields).union(&old.fields);
+            entry.time = old.time;
+            surplus -= 1;
+        }
     }
 }
 
-fn decode(object: &Value) -> Managers {
-    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
-    list.into_iter().flatten().filter_map(decode_entry).collect()
+/// `None` if an entry is none that this server could have written.
+fn decode(object: &Value) -> Option<Managers> {
+    items(&object["metadata"]).iter().map(decode_entry).collect()
 }
 
 fn decode_entry(entry: &Value) -> Option<(Identity, Entry)> {
     let text = |name: &str| entry.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (operation, api_version) = (text("operation"), text("apiVersion"));
-    if !matches!(operation.as_str(), "Apply" | "Update") || api_version.is_empty() {
+    if !matches!(operation.as_str(), "Apply" | "Update") || api_version.is_empty() || text("fieldsType") != "FieldsV1" {
         return None;
     }
     let version = if operation == "Apply" { String::new() } else { api_version.clone() };
     let id = Identity { operation, manager: text("manager"), subresource: text("subresource"), version };
-    Some((id, Entry { api_version, time: text("time"), fields: Set::parse(entry.get("fieldsV1")?) }))
+    Some((id, Entry { api_version, time: text("time"), fields: entry.get("fieldsV1").map(Set::parse).unwrap_or_default() }))
 }
 
 /// Appliers first, then updaters by time.
 fn encode(object: &mut Value, managers: &Managers) {
-    let mut list: Vec<(&Identity, &Entry)> = managers.iter().collect();
+    let mut list: Vec<(&Identity, &Entry)> = managers.iter().filter(|(_, entry)| !entry.fields.is_empty()).collect();
     list.sort_by(|(a, x), (b, y)| (&a.operation, &x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(&b.operation, &y.time, &b.manager, &y.api_version, &b.subresource)));
     let list: Vec<Value> = list.into_iter().map(|(id, entry)| encode_entry(id, entry)).collect();
     let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };

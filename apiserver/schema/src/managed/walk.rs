@@ -44,7 +44,7 @@ impl Node {
     }
 
     /// The node of a field, and whether the type declares it (a struct's field, not a map's key).
-    fn field(self, name: &str) -> (Node, bool) {
+    pub fn field(self, name: &str) -> (Node, bool) {
         match self {
             Node::Untyped => (Node::Untyped, false),
             Node::Of { kind: Kind::Map(element), .. } => (Node::of(*element), false),
@@ -55,7 +55,7 @@ impl Node {
         }
     }
 
-    fn item(self) -> Node {
+    pub fn item(self) -> Node {
         match self {
             Node::Of { kind: Kind::List(element), .. } => Node::of(*element),
             other => other,
@@ -63,7 +63,7 @@ impl Node {
     }
 
     /// Which item of the list this is.
-    fn step(self, index: usize, item: &Value) -> Step {
+    pub fn step(self, index: usize, item: &Value) -> Step {
         let Node::Of { kind, list: ListType::Map(keys), .. } = self else {
             return if matches!(self, Node::Of { list: ListType::Set, .. }) { Step::Item(Scalar(item.clone())) } else { Step::Index(index) };
         };

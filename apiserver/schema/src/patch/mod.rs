@@ -17,23 +17,13 @@ use strategic::{FieldShape, PatchError, Shape};
 const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. Errors: 400 for what is no JSON patch, 413 for too many operations, 422 for one that does not apply.
-pub fn json(object: &mut Value, patch: &[u8]) -> Result<(), Status> {
-    let patch: json_patch::Patch = serde_json::from_slice(patch).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+fn json(object: &mut Value, patch: Value) -> Result<(), Status> {
+    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     let count = patch.0.len();
     if count > MAX_OPERATIONS {
         return Err(Status::too_large(format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}")));
     }
     json_patch::patch(object, &patch).map_err(|_| unprocessable())
-}
-
-/// RFC 7386. Errors: 400 for what is no JSON object.
-pub fn merge(object: &mut Value, patch: &[u8]) -> Result<(), Status> {
-    let patch: Value = serde_json::from_slice(patch).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    if !patch.is_object() {
-        return Err(Status::bad_request("error decoding patch: Invalid JSON Patch"));
-    }
-    json_patch::merge(object, &patch);
-    Ok(())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,19 +37,43 @@ pub enum PatchType {
 ///
 /// Errors as upstream's for each type of patch: 400 for a patch that can't be read, 422 `Invalid` on `patch` for a result that is no `gvk`.
 pub fn apply(gvk: &Gvk, object: &Value, patch_type: PatchType, body: &[u8], validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
-    let mut patched = object.clone();
-    if patch_type != PatchType::Strategic {
-        match patch_type {
-            PatchType::Json => json(&mut patched, body)?,
-            _ => merge(&mut patched, body)?,
-        }
-        // What kubectl shows as the bad value is the whole patched document.
-        let document = patched.clone();
-        return decode::check_patched(patched, gvk, Words::Json, Vec::new(), validation).map_err(|why| invalid(document.to_string(), why));
+    let (patch, mut noted) = decode::free_form(body).and_then(|read| of_form(read, patch_type)).map_err(|why| match patch_type {
+        PatchType::Strategic => Status::bad_request(why),
+        _ => Status::bad_request(format!("error decoding patch: {why}")),
+    })?;
+    if patch_type == PatchType::Strategic {
+        let patched = strategic(gvk, object, &patch)?;
+        return decode::check_patched(patched, gvk, Words::Converter, noted, validation).map_err(|why| invalid(go_map(&patch), why));
     }
-    let (patch, noted) = decode::free_form(body).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    let patched = strategic(gvk, &patched, &patch)?;
-    decode::check_patched(patched, gvk, Words::Converter, noted, validation).map_err(|why| invalid(go_map(&patch), why))
+    let mut patched = object.clone();
+    if patch_type == PatchType::Json {
+        json(&mut patched, patch)?;
+        noted.iter_mut().for_each(|fault| *fault = format!("json patch {fault}"));
+    } else {
+        json_patch::merge(&mut patched, &patch);
+    }
+    // What kubectl shows as the bad value is the whole patched document.
+    let document = patched.clone();
+    decode::check_patched(patched, gvk, Words::Json, noted, validation).map_err(|why| invalid(document.to_string(), why))
+}
+
+/// A JSON patch is a list, the others are objects.
+fn of_form(read: (Value, Vec<String>), patch_type: PatchType) -> Result<(Value, Vec<String>), String> {
+    let found = match (&read.0, patch_type) {
+        (Value::Array(_), PatchType::Json) | (Value::Object(_) | Value::Null, PatchType::Merge | PatchType::Strategic) => return Ok(read),
+        (Value::Object(_), _) => "object",
+        (Value::Array(_), _) => "array",
+        (Value::String(_), _) => "string",
+        (Value::Bool(_), _) => "bool",
+        (Value::Number(_) | Value::Null, _) => "number",
+    };
+    let go = if patch_type == PatchType::Json { "[]interface {}" } else { "map[string]interface {}" };
+    Err(format!("json: cannot unmarshal {found} into Go value of type {go}"))
+}
+
+/// The document of a server-side apply, and what is wrong with it that may be overlooked. Errors: why it is no YAML.
+pub fn document(body: &[u8]) -> Result<(Value, Option<String>), String> {
+    decode::yaml_document(body)
 }
 
 fn invalid(value: String, why: String) -> Status {
@@ -67,7 +81,7 @@ fn invalid(value: String, why: String) -> Status {
 }
 
 /// As Go's `%+v` prints it.
-fn go_map(value: &Value) -> String {
+pub(crate) fn go_map(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),
@@ -150,7 +164,11 @@ mod tests {
                 422,
                 format!(r#"{head}"{{\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#),
             ),
-            (strategic("{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
+            (strategic("{"), 400, "unexpected end of JSON input".to_owned()),
+            (refused(PatchType::Merge, "{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
+            (refused(PatchType::Merge, "[]"), 400, "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}".to_owned()),
+            (refused(PatchType::Json, "{}"), 400, "error decoding patch: json: cannot unmarshal object into Go value of type []interface {}".to_owned()),
+            (refused(PatchType::Json, r#"[{"op":"remove","path":"/nope"}]"#), 422, "the server rejected our request due to an error in our request".to_owned()),
         ];
         for ((code, message), expected, text) in cases {
             assert_eq!((code, message.as_str()), (expected, text.as_str()));
