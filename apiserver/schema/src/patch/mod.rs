@@ -17,7 +17,7 @@ use strategic::{FieldShape, PatchError, Shape};
 const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. Errors: 400 for what is no JSON patch, 413 for too many operations, 422 for one that does not apply.
-fn json(object: &mut Value, patch: Value) -> Result<(), Status> {
+pub fn json(object: &mut Value, patch: Value) -> Result<(), Status> {
     let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
     let count = patch.0.len();
     if count > MAX_OPERATIONS {
