@@ -24,7 +24,7 @@ use crate::sides::{Side, stock_programs};
 use crate::{Row, milliseconds};
 
 const SERVICES: usize = 5_000;
-const ADDED: usize = 15;
+const ADDED: usize = 7;
 const SERVICE_PATH: &str = "/api/v1/namespaces/default/services";
 /// Of the namespace, where the added Services' server listens.
 const NODE: &str = "10.250.0.2";
@@ -149,8 +149,9 @@ impl Namespace {
         let netns = Namespace { name: format!("coracle-bench-{}", std::process::id()) };
         let name = &netns.name;
         let script = format!(
-            "ip netns add {name}; ip -n {name} link set lo up; ip -n {name} link add node type dummy; ip -n {name} addr add {NODE}/16 dev node
-             ip -n {name} link set node up; ip -n {name} route add default dev node"
+            "ip netns add {name}; ip -n {name} link set lo up; ip -n {name} link add node type veth peer name wall
+             ip -n {name} link set wall up; ip -n {name} link set node up
+             ip -n {name} addr add {NODE}/16 dev node; ip -n {name} route add default dev node"
         );
         let output = Command::new("sh").args(["-ec", &script]).output()?;
         if !output.status.success() {
