@@ -15,7 +15,6 @@ pub mod shared;
 use std::sync::Arc;
 
 use machinery::{CancellationToken, Informers, election, shell};
-use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use config::Config;
@@ -25,9 +24,8 @@ use context::Context;
 /// or leadership is lost (then with an error: a fresh process must start from fresh caches).
 pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()> {
     let client = shell::client(config.common.kubeconfig.as_deref(), "kube-controller-manager").await?;
-    let metrics = Arc::new(Registry::default());
     let health = shell::Health::default();
-    shell::serve_health(&config.common, config.secure_port, client.clone(), health, metrics, token.clone()).await?;
+    shell::serve_health(&config.common, config.secure_port, client.clone(), health, token.clone()).await?;
     let leading = match config.leader_elect {
         true => election::acquire(client.clone(), "kube-controller-manager", &token).await,
         false => Some(token.child_token()),

@@ -8,7 +8,6 @@
 //! Upstream: pkg/proxy/nftables, v1.33.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-use std::sync::Arc;
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -58,8 +57,7 @@ pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()>
     let health = Health::default();
     let place = model::Place { node, zone: None, cluster_cidrs: config.cluster_cidr };
     let proxy = proxy::Proxy::new(client.clone(), place, &health);
-    let registry = Arc::new(prometheus_client::registry::Registry::default());
-    shell::serve_health(&config.common, config.secure_port, client.clone(), health, registry, token.clone()).await?;
+    shell::serve_health(&config.common, config.secure_port, client.clone(), health, token.clone()).await?;
     let informers = Informers::new(client, token.clone());
     proxy.run(&informers, token).await;
     Ok(())

@@ -10,15 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::key::Key;
-use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Volume};
-use kube::runtime::watcher;
-use kube::{Api, Client};
+use kube::Client;
 use machinery::CancellationToken;
+use machinery::watch::{Event, Source};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::pod::PodExt;
 
@@ -32,10 +31,6 @@ pub enum Error {
 
 /// How long a reader waits for an object's first word from the API server.
 const FIRST_WORD: Duration = Duration::from_secs(10);
-
-/// The Node authorizer may hear of a new pod a moment after we do, so the first retry comes soon.
-const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LAST_RETRY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -151,41 +146,29 @@ where
     }
 
     async fn follow(&self, key: Key, sender: watch::Sender<Option<Option<Arc<K>>>>) {
-        let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
-        let mut events = std::pin::pin!(watcher(api, config));
-        let mut delay = FIRST_RETRY;
-        let mut listed = None;
-        while let Some(event) = events.next().await {
+        let source = Source::of::<K>(self.client.clone(), Some(&key.namespace)).fields(&format!("metadata.name={}", key.name));
+        let (mut listed, settled) = (None, Notify::new());
+        let following = machinery::watch::follow(source, |event| {
             let news = match event {
-                Ok(watcher::Event::Init) => {
-                    listed = None;
-                    continue;
-                }
-                Ok(watcher::Event::InitApply(object)) => {
-                    listed = Some(Arc::new(object));
-                    continue;
-                }
-                Ok(watcher::Event::InitDone) => listed.take(),
-                Ok(watcher::Event::Apply(object)) => Some(Arc::new(object)),
-                Ok(watcher::Event::Delete(_)) => None,
-                Err(error) => {
-                    tracing::debug!(%key, kind = self.kind, %error, "watch; retrying");
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(LAST_RETRY);
-                    continue;
-                }
+                Event::Listing => return listed = None,
+                Event::Item(object) => return listed = Some(Arc::new(object)),
+                Event::Interrupted(error) => return tracing::debug!(%key, kind = self.kind, %error, "watch; retrying"),
+                Event::Listed => listed.take(),
+                Event::Applied(object) => Some(Arc::new(object)),
+                Event::Deleted(_) => None,
             };
-            delay = FIRST_RETRY;
             let last = news.as_deref().is_some_and(K::immutable);
             sender.send_replace(Some(news));
             let users = self.entries.lock().get(&key).map(|e| e.users.clone()).unwrap_or_default();
             users.iter().for_each(|uid| (self.wake)(uid));
             if last {
-                // It can't change any more: its watch ends, and only its value is held.
-                sender.closed().await;
-                return;
+                settled.notify_one();
             }
+        });
+        tokio::select! {
+            () = following => {}
+            // It can't change any more: its watch ends, and only its value is held.
+            () = settled.notified() => sender.closed().await,
         }
     }
 

@@ -28,6 +28,7 @@ where
     S: Fn(T) -> F + Send + Sync + 'static,
     F: Future<Output = anyhow::Result<Next>> + Send,
 {
+    queue.measure(name);
     let sync = Arc::new(sync);
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..workers {

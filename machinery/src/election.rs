@@ -13,7 +13,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::time::Instant;
 
-use crate::CancellationToken;
+use crate::{CancellationToken, metrics};
 
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ struct Elector {
     identity: String,
     /// The lease as last seen to change, and when.
     observed: Option<(LeaseSpec, Instant)>,
+    /// The lease as we last wrote it: while nobody else writes it, renewing is one request.
+    held: Option<Lease>,
 }
 
 /// Waits to become the holder of `kube-system/<name>`, then returns a token that is cancelled when leadership is lost
@@ -32,8 +34,9 @@ struct Elector {
 pub async fn acquire(client: Client, name: &str, token: &CancellationToken) -> Option<CancellationToken> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let identity = format!("{}_{}", host.trim(), uuid::Uuid::new_v4());
-    let mut elector = Elector { leases: Api::namespaced(client, "kube-system"), name: name.to_owned(), identity, observed: None };
+    let mut elector = Elector { leases: Api::namespaced(client, "kube-system"), name: name.to_owned(), identity, observed: None, held: None };
     tracing::info!(lease = name, "waiting to become the leader");
+    metrics::get().leads(name, false);
     while !elector.try_hold_or_log().await {
         tokio::select! {
             () = tokio::time::sleep(RETRY_PERIOD) => {}
@@ -41,6 +44,7 @@ pub async fn acquire(client: Client, name: &str, token: &CancellationToken) -> O
         }
     }
     tracing::info!(lease = name, identity = elector.identity, "leading");
+    metrics::get().leads(name, true);
     let leading = token.child_token();
     tokio::spawn(elector.keep(leading.clone()));
     Some(leading)
@@ -60,6 +64,7 @@ impl Elector {
             }
         }
         tracing::error!(lease = self.name, "leadership lost");
+        metrics::get().leads(&self.name, false);
         leading.cancel();
     }
 
@@ -73,10 +78,14 @@ impl Elector {
     /// One attempt to take or renew the lease.
     async fn try_hold(&mut self) -> Result<bool> {
         let now = MicroTime(Timestamp::now());
-        let Some(mut lease) = self.leases.get_opt(&self.name).await? else {
+        let found = match self.held.take() {
+            Some(held) => Some(held),
+            None => self.leases.get_opt(&self.name).await?,
+        };
+        let Some(mut lease) = found else {
             let mut lease = Lease { spec: Some(self.spec(&now, &now, 0)), ..Lease::default() };
             lease.metadata.name = Some(self.name.clone());
-            self.leases.create(&PostParams::default(), &lease).await?;
+            self.held = Some(self.leases.create(&PostParams::default(), &lease).await?);
             return Ok(true);
         };
         let spec = lease.spec.unwrap_or_default();
@@ -87,8 +96,8 @@ impl Elector {
         let transitions = spec.lease_transitions.unwrap_or(0) + i32::from(!ours);
         let acquired = if ours { spec.acquire_time.unwrap_or_else(|| now.clone()) } else { now.clone() };
         lease.spec = Some(self.spec(&acquired, &now, transitions));
-        // The resourceVersion in `lease` makes this a compare-and-swap.
-        self.leases.replace(&self.name, &PostParams::default(), &lease).await?;
+        // The resourceVersion in `lease` makes this a compare-and-swap; one that is lost is looked at afresh next time.
+        self.held = Some(self.leases.replace(&self.name, &PostParams::default(), &lease).await?);
         Ok(true)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! One watch per kind per process, shared by all who ask. The watch's task is the only writer; readers share
 //! `Arc`s. Handlers hear every change once, in order, and a handler added late first hears of all that exists.
-//! Absent on purpose: resync periods (level-triggered code needs none).
-//! Upstream: `client-go/tools/cache/{shared_informer,thread_safe_store}.go`; the watch protocol itself is kube's.
+//! Objects are kept without `managedFields`. Absent on purpose: resync periods (level-triggered code needs none).
+//! Upstream: `client-go/tools/cache/{shared_informer,thread_safe_store}.go`; the protocol is in [`crate::watch`].
 
 use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,15 +11,13 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use api::{Cause, GroupResource, Key};
-use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
+use kube::Client;
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::watch as signal;
 
 use crate::CancellationToken;
+use crate::watch::{self, Event, Source};
 
 /// Any built-in kind of the API.
 pub trait Object: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static {}
@@ -85,7 +83,7 @@ impl Informers {
         let mut started = self.started.lock();
         let informer = started
             .entry(TypeId::of::<K>())
-            .or_insert_with(|| Box::new(Informer::<K>::start(self.client.clone(), self.token.clone(), watcher::Config::default())));
+            .or_insert_with(|| Box::new(Informer::<K>::start(Source::of::<K>(self.client.clone(), None), self.token.clone())));
         #[allow(clippy::expect_used)] // stored above under the very same type
         informer.downcast_ref::<Informer<K>>().expect("keyed by type").clone()
     }
@@ -109,7 +107,7 @@ struct Inner<K> {
     store: RwLock<Store<K>>,
     /// Held while a change is applied and told, so that a late handler misses and repeats nothing. Taken before `store`.
     handlers: Mutex<Vec<Handler<K>>>,
-    synced: watch::Sender<bool>,
+    synced: signal::Sender<bool>,
 }
 
 struct Store<K> {
@@ -127,20 +125,20 @@ const OWNER: &str = "controller-owner-uid";
 impl<K: Object> Informer<K> {
     /// An informer of its own over what matches a field selector (a node's own pods).
     pub fn with_fields(client: Client, token: CancellationToken, fields: &str) -> Self {
-        Informer::start(client, token, watcher::Config::default().fields(fields))
+        Informer::start(Source::of::<K>(client, None).fields(fields), token)
     }
 
     /// An informer of its own over what matches a label selector.
     pub fn with_labels(client: Client, token: CancellationToken, labels: &str) -> Self {
-        Informer::start(client, token, watcher::Config::default().labels(labels))
+        Informer::start(Source::of::<K>(client, None).labels(labels), token)
     }
 
-    fn start(client: Client, token: CancellationToken, config: watcher::Config) -> Self {
+    fn start(source: Source, token: CancellationToken) -> Self {
         let informer = Informer::empty();
         let writer = informer.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = writer.follow(Api::all(client), config) => {}
+                () = writer.follow(source) => {}
                 () = token.cancelled() => {}
             }
         });
@@ -149,7 +147,7 @@ impl<K: Object> Informer<K> {
 
     fn empty() -> Self {
         let store = Store { objects: BTreeMap::new(), indexes: HashMap::new() };
-        let inner = Inner { store: RwLock::new(store), handlers: Mutex::new(Vec::new()), synced: watch::channel(false).0 };
+        let inner = Inner { store: RwLock::new(store), handlers: Mutex::new(Vec::new()), synced: signal::channel(false).0 };
         let informer = Informer { inner: Arc::new(inner) };
         informer.index(OWNER, |object: &K| {
             let owners = object.meta().owner_references.iter().flatten();
@@ -159,27 +157,25 @@ impl<K: Object> Informer<K> {
     }
 
     /// The one writer.
-    async fn follow(&self, api: Api<K>, config: watcher::Config) {
-        let mut stream = std::pin::pin!(watcher::watcher(api, config).default_backoff());
+    async fn follow(&self, source: Source) {
         let mut listed = HashSet::new();
-        while let Some(event) = stream.next().await {
-            match event {
-                Ok(Event::Init) => listed.clear(),
-                Ok(Event::InitApply(object)) => {
-                    listed.insert(key_of(&object));
-                    self.put(object);
-                }
-                Ok(Event::InitDone) => {
-                    let gone: Vec<Key> = self.inner.store.read().objects.keys().filter(|k| !listed.contains(*k)).cloned().collect();
-                    gone.iter().for_each(|key| self.remove(key, None));
-                    listed = HashSet::new();
-                    self.inner.synced.send_replace(true);
-                }
-                Ok(Event::Apply(object)) => self.put(object),
-                Ok(Event::Delete(object)) => self.remove(&key_of(&object), Some(object)),
-                Err(error) => tracing::debug!(kind = %K::kind(&()), "watch interrupted, will resume: {error}"),
+        watch::follow(source, |event| match event {
+            Event::Listing => listed.clear(),
+            Event::Item(object) => {
+                listed.insert(key_of(&object));
+                self.put(object);
             }
-        }
+            Event::Listed => {
+                let gone: Vec<Key> = self.inner.store.read().objects.keys().filter(|k| !listed.contains(*k)).cloned().collect();
+                gone.iter().for_each(|key| self.remove(key, None));
+                listed = HashSet::new();
+                self.inner.synced.send_replace(true);
+            }
+            Event::Applied(object) => self.put(object),
+            Event::Deleted(object) => self.remove(&key_of(&object), Some(object)),
+            Event::Interrupted(error) => tracing::debug!(kind = %K::kind(&()), "watch interrupted, will resume: {error}"),
+        })
+        .await;
     }
 
     fn put(&self, mut object: K) {

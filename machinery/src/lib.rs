@@ -11,14 +11,17 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod cause;
+mod client;
 pub mod controller;
 pub mod delegated;
 pub mod election;
 pub mod events;
 pub mod https;
 pub mod informer;
+pub mod metrics;
 pub mod queue;
 pub mod shell;
+pub mod watch;
 
 pub use controller::Next;
 pub use informer::{Change, Informer, Informers};

@@ -4,7 +4,7 @@
 //! is lost. Why a key was added (its cause) rides along but is no part of its identity, so triggers merge; the newest wins.
 //! Upstream: `client-go/util/workqueue/{queue,delaying_queue,rate_limiting_queue}.go`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::ops::Deref;
@@ -15,6 +15,8 @@ use api::Cause;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics;
 
 /// Delay of a first retry, doubled with each failure up to [`MAX_DELAY`]: upstream's defaults.
 const BASE_DELAY: Duration = Duration::from_millis(5);
@@ -42,13 +44,30 @@ struct Shared<T> {
 struct State<T> {
     /// What to hand out next, in order; all of it is in `dirty`.
     ready: VecDeque<T>,
-    /// Everything that needs work, with the newest known cause.
-    dirty: HashMap<T, Option<Cause>>,
-    processing: HashSet<T>,
+    /// Everything that needs work.
+    dirty: HashMap<T, Wanted>,
+    /// What is worked on, and since when.
+    processing: HashMap<T, Instant>,
     /// The earliest pending delayed addition of each key.
     delayed: HashMap<T, Instant>,
     failures: HashMap<T, u32>,
     shut: bool,
+    metrics: Option<metrics::Queue>,
+}
+
+struct Wanted {
+    /// The newest known.
+    cause: Option<Cause>,
+    since: Instant,
+}
+
+impl<T> State<T> {
+    fn ready(&mut self, item: T) {
+        self.ready.push_back(item);
+        if let Some(metrics) = &self.metrics {
+            metrics.depth.set(self.ready.len() as i64);
+        }
+    }
 }
 
 impl<T: Item> Default for WorkQueue<T> {
@@ -62,12 +81,32 @@ impl<T: Item> WorkQueue<T> {
         let state = State {
             ready: VecDeque::new(),
             dirty: HashMap::new(),
-            processing: HashSet::new(),
+            processing: HashMap::new(),
             delayed: HashMap::new(),
             failures: HashMap::new(),
             shut: false,
+            metrics: None,
         };
         WorkQueue { shared: Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }) }
+    }
+
+    /// Counts what the queue does from now on, under this name.
+    pub fn measure(&self, name: &str) {
+        let metrics = metrics::get().queue(name);
+        {
+            let mut state = self.shared.state.lock();
+            metrics.depth.set(state.ready.len() as i64);
+            metrics.adds.inc_by(state.ready.len() as u64);
+            state.metrics = Some(metrics.clone());
+        }
+        let shared = Arc::downgrade(&self.shared);
+        metrics::get().before_scrape(move || {
+            let Some(shared) = shared.upgrade() else { return };
+            let now = Instant::now();
+            let ages: Vec<f64> = shared.state.lock().processing.values().map(|since| (now - *since).as_secs_f64()).collect();
+            metrics.unfinished.set(ages.iter().sum());
+            metrics.longest.set(ages.iter().copied().fold(0.0, f64::max));
+        });
     }
 
     /// Queues a key; the running task's cause, if any, goes with it.
@@ -84,20 +123,18 @@ impl<T: Item> WorkQueue<T> {
         if state.shut {
             return;
         }
-        let fresh = match state.dirty.get_mut(&item) {
-            Some(known) => {
-                if cause.is_some() {
-                    *known = cause;
-                }
-                false
+        if let Some(known) = state.dirty.get_mut(&item) {
+            if cause.is_some() {
+                known.cause = cause;
             }
-            None => {
-                state.dirty.insert(item.clone(), cause);
-                true
-            }
-        };
-        if fresh && !state.processing.contains(&item) {
-            state.ready.push_back(item);
+            return;
+        }
+        state.dirty.insert(item.clone(), Wanted { cause, since: Instant::now() });
+        if let Some(metrics) = &state.metrics {
+            metrics.adds.inc();
+        }
+        if !state.processing.contains_key(&item) {
+            state.ready(item);
             drop(state);
             self.shared.changed.notify_one();
         }
@@ -134,6 +171,9 @@ impl<T: Item> WorkQueue<T> {
     pub fn add_rate_limited(&self, item: T) {
         let failures = {
             let mut state = self.shared.state.lock();
+            if let Some(metrics) = &state.metrics {
+                metrics.retries.inc();
+            }
             let failures = state.failures.entry(item.clone()).or_default();
             *failures += 1;
             *failures - 1
@@ -176,11 +216,16 @@ impl<T: Item> WorkQueue<T> {
                     return None;
                 }
                 if let Some(item) = state.ready.pop_front() {
-                    let cause = state.dirty.remove(&item).flatten();
-                    state.processing.insert(item.clone());
+                    let wanted = state.dirty.remove(&item);
+                    state.processing.insert(item.clone(), Instant::now());
+                    if let Some((metrics, wanted)) = state.metrics.as_ref().zip(wanted.as_ref()) {
+                        metrics.depth.set(state.ready.len() as i64);
+                        metrics.waited.observe(wanted.since.elapsed().as_secs_f64());
+                    }
                     if !state.ready.is_empty() {
                         self.shared.changed.notify_one();
                     }
+                    let cause = wanted.and_then(|wanted| wanted.cause);
                     return Some(WorkItem { item, cause, queue: self.clone() });
                 }
             }
@@ -190,9 +235,12 @@ impl<T: Item> WorkQueue<T> {
 
     fn done(&self, item: &T) {
         let mut state = self.shared.state.lock();
-        state.processing.remove(item);
+        let began = state.processing.remove(item);
+        if let Some((metrics, began)) = state.metrics.as_ref().zip(began) {
+            metrics.worked.observe(began.elapsed().as_secs_f64());
+        }
         if state.dirty.contains_key(item) {
-            state.ready.push_back(item.clone());
+            state.ready(item.clone());
             drop(state);
             self.shared.changed.notify_one();
         }

@@ -12,17 +12,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use parking_lot::RwLock;
-use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::CancellationToken;
 use crate::delegated::{Action, Delegated};
 use crate::https::{self, Body, Peer};
+use crate::metrics;
 
 /// Flags that every program takes, with upstream's names.
 #[derive(Clone, Debug, clap::Args)]
@@ -94,7 +93,7 @@ fn init_logs(verbosity: u8) {
     };
     // Libraries speak up only when asked for requests: their debug lines drown ours.
     let libraries = if verbosity >= 6 { "debug" } else { "warn" };
-    let quiet = ["hyper", "hyper_util", "h2", "rustls", "tower", "kube_client", "kube_runtime", "tonic", "hickory_proto", "hickory_server", "netlink_proto"];
+    let quiet = ["hyper", "hyper_util", "h2", "rustls", "tower", "kube_client", "tonic", "hickory_proto", "hickory_server", "netlink_proto"];
     let default = quiet.iter().fold(ours.to_owned(), |filter, library| format!("{filter},{library}={libraries}"));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).compact();
@@ -129,7 +128,7 @@ pub async fn client(kubeconfig: Option<&Path>, agent: &str) -> Result<Client> {
     };
     let agent = format!("{agent}/{}", env!("CARGO_PKG_VERSION"));
     config.headers.push((http::header::USER_AGENT, HeaderValue::from_str(&agent)?));
-    Ok(ClientBuilder::try_from(config)?.with_layer(&crate::cause::Layer).build())
+    crate::client::connect(&config)
 }
 
 /// The health of a process: named checks, all of which must hold for `/healthz` and `/readyz`.
@@ -168,7 +167,7 @@ impl Health {
 
 /// Serves `/livez`, `/readyz`, `/healthz` to all and `/metrics` to those whom the API server lets `get` it, until cancelled.
 /// Errors: the address is taken or the certificates cannot be used.
-pub async fn serve_health(args: &CommonArgs, port: u16, client: Client, health: Health, metrics: Arc<Registry>, token: CancellationToken) -> Result<()> {
+pub async fn serve_health(args: &CommonArgs, port: u16, client: Client, health: Health, token: CancellationToken) -> Result<()> {
     let files = args.tls_cert_file.as_deref().zip(args.tls_private_key_file.as_deref());
     let certificate = https::certificate(files, vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
     let tls = https::server_config(certificate, args.client_ca_file.as_deref())?;
@@ -176,14 +175,14 @@ pub async fn serve_health(args: &CommonArgs, port: u16, client: Client, health: 
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: is another instance running?"))?;
     let delegated = Arc::new(Delegated::new(client));
     let handler = move |request: Request<Incoming>, peer: Peer| {
-        let (health, metrics, delegated) = (health.clone(), metrics.clone(), delegated.clone());
-        async move { answer(&request, &peer, &health, &metrics, &delegated).await }
+        let (health, delegated) = (health.clone(), delegated.clone());
+        async move { answer(&request, &peer, &health, &delegated).await }
     };
     tokio::spawn(https::serve(listener, tls, handler, token));
     Ok(())
 }
 
-async fn answer(request: &Request<Incoming>, peer: &Peer, health: &Health, metrics: &Registry, delegated: &Delegated) -> Response<Body> {
+async fn answer(request: &Request<Incoming>, peer: &Peer, health: &Health, delegated: &Delegated) -> Response<Body> {
     let path = request.uri().path();
     let verbose = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "verbose" || p.starts_with("verbose=")));
     match path {
@@ -192,7 +191,7 @@ async fn answer(request: &Request<Incoming>, peer: &Peer, health: &Health, metri
         "/metrics" => {
             let action = Action::Path { verb: "get".to_owned(), path: path.to_owned() };
             match delegated.check(peer, request.headers(), action).await {
-                Ok(_) => render(metrics),
+                Ok(_) => metrics(),
                 Err(refusal) => https::text(refusal.code(), refusal.to_string()),
             }
         }
@@ -200,11 +199,10 @@ async fn answer(request: &Request<Incoming>, peer: &Peer, health: &Health, metri
     }
 }
 
-/// A registry in the text format that Prometheus scrapes.
-pub fn render(metrics: &Registry) -> Response<Body> {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, metrics) {
-        Ok(()) => https::text(200, text),
+/// What the process counts of itself, as Prometheus scrapes it.
+pub fn metrics() -> Response<Body> {
+    match metrics::get().text() {
+        Ok(text) => https::text(200, text),
         Err(error) => https::text(500, error.to_string()),
     }
 }

@@ -10,8 +10,6 @@
 //! Upstream: pkg/scheduler, v1.33.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-use std::sync::Arc;
-
 use machinery::shell::{self, CommonArgs, Health};
 use machinery::{CancellationToken, Informers, election};
 
@@ -52,8 +50,7 @@ pub struct Config {
 /// Errors: no usable credentials, or the health port is taken.
 pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()> {
     let client = shell::client(config.common.kubeconfig.as_deref(), "kube-scheduler").await?;
-    let registry = Arc::new(prometheus_client::registry::Registry::default());
-    shell::serve_health(&config.common, config.secure_port, client.clone(), Health::default(), registry, token.clone()).await?;
+    shell::serve_health(&config.common, config.secure_port, client.clone(), Health::default(), token.clone()).await?;
     let mut leading = token.clone();
     if config.leader_elect {
         match election::acquire(client.clone(), "kube-scheduler", &token).await {

@@ -10,6 +10,8 @@ use api::key::Key;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use machinery::Informer;
+
 use crate::context::Context;
 use crate::shared::{per_namespace, write};
 
@@ -23,7 +25,9 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
         return Ok(());
     };
     let ca = tokio::fs::read_to_string(&path).await.with_context(|| format!("cannot read {}", path.display()))?;
-    let (client, config_maps) = (context.client.clone(), context.informers.of::<ConfigMap>());
+    // Its own ConfigMaps alone: those of everybody else would fill the memory for nothing.
+    let own = format!("metadata.name={CONFIG_MAP}");
+    let (client, config_maps) = (context.client.clone(), Informer::<ConfigMap>::with_fields(context.client.clone(), context.token.clone(), &own));
     config_maps.synced().await;
     let name = "root-ca-certificate-publisher-controller";
     per_namespace::run(&context, name, &config_maps.clone(), CONFIG_MAP, move |namespace: Arc<Namespace>| {

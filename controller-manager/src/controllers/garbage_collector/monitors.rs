@@ -10,11 +10,9 @@ use std::time::Duration;
 
 use api::cause::Cause;
 use api::key::{GroupResource, Key};
-use futures::StreamExt;
+use kube::Client;
 use kube::core::{DynamicObject, PartialObjectMeta};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client};
+use machinery::watch::{Event, Source};
 use machinery::{CancellationToken, WorkQueue};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
@@ -100,40 +98,41 @@ impl Monitors {
     }
 
     async fn follow(&self, resource: Arc<Resource>, synced: watch::Sender<bool>) {
-        let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(self.client.clone(), &resource.api);
-        let mut stream = std::pin::pin!(watcher::watcher(api, watcher::Config::default()).default_backoff());
+        type Meta = PartialObjectMeta<DynamicObject>;
+        let source = Source::dynamic::<Meta>(self.client.clone(), None, &resource.api).metadata_only();
         let defines_resources = matches!(resource.api.plural.as_str(), "customresourcedefinitions" | "apiservices");
         let mut listed: HashSet<Uid> = HashSet::new();
-        while let Some(event) = stream.next().await {
-            if defines_resources && *synced.borrow() && matches!(event, Ok(Event::Apply(_) | Event::Delete(_))) {
+        machinery::watch::follow(source, |event: Event<Meta>| {
+            if defines_resources && *synced.borrow() && matches!(event, Event::Applied(_) | Event::Deleted(_)) {
                 self.changed.notify_one();
             }
             match event {
-                Ok(Event::Init) => listed.clear(),
-                Ok(Event::InitApply(object)) => {
+                Event::Listing => listed.clear(),
+                Event::Item(object) => {
                     listed.extend(object.metadata.uid.clone());
                     self.observe(&resource, object);
                 }
-                Ok(Event::InitDone) => {
+                Event::Listed => {
                     let known = self.graph.lock().of(&resource);
                     known.iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| self.forget(uid, None));
                     listed = HashSet::new();
                     synced.send_replace(true);
                 }
-                Ok(Event::Apply(object)) => self.observe(&resource, object),
-                Ok(Event::Delete(object)) => {
+                Event::Applied(object) => self.observe(&resource, object),
+                Event::Deleted(object) => {
                     let cause = cause(&resource, &object);
                     if let Some(uid) = &object.metadata.uid {
                         self.forget(uid, Some(cause));
                     }
                 }
-                Err(error) => {
+                Event::Interrupted(error) => {
                     tracing::debug!(resource = resource.api.plural, "watch interrupted, will resume: {error}");
                     // A resource that cannot be watched must not keep all others from being collected.
                     synced.send_replace(true);
                 }
             }
-        }
+        })
+        .await;
     }
 
     fn observe(&self, resource: &Arc<Resource>, object: PartialObjectMeta<DynamicObject>) {
