@@ -6,14 +6,17 @@
 
 pub use k8s_openapi;
 
+pub mod amounts;
 pub mod cause;
 pub mod field;
 pub mod key;
 pub mod names;
 pub mod nodes;
 pub mod quantity;
+pub mod quota;
 pub mod selector;
 pub mod status;
+pub mod tree;
 pub mod volume;
 
 pub use cause::{Cause, JournalEntry};

@@ -10,6 +10,7 @@ use machinery::queue::Item;
 use machinery::{CancellationToken, Informers, WorkQueue};
 
 use crate::config::Config;
+use crate::shared::departures::Departures;
 
 /// Syncs of one controller that may run at once; each is mostly waiting for the API server.
 const WORKERS: usize = 8;
@@ -19,6 +20,7 @@ pub struct Context {
     pub informers: Informers,
     pub config: Arc<Config>,
     pub token: CancellationToken,
+    pub departures: Departures,
 }
 
 impl Context {

@@ -38,7 +38,7 @@ pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()>
 
 async fn run_controllers(config: Config, client: kube::Client, token: CancellationToken) -> anyhow::Result<()> {
     let informers = Informers::new(client.clone(), token.clone());
-    let context = Arc::new(Context { client, informers, config: Arc::new(config), token });
+    let context = Arc::new(Context { client, informers, config: Arc::new(config), token, departures: Default::default() });
     let mut running = JoinSet::new();
     for row in controllers::CONTROLLERS {
         if context.config.enables(row.name) {

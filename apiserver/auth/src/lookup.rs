@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use api::tree::{is_being_deleted, items, meta_entry, text};
 use api::{GroupResource, Key};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -36,23 +37,4 @@ fn decode<K: DeserializeOwned>(resource: &GroupResource, value: &Value) -> Optio
     K::deserialize(value)
         .map_err(|error| tracing::error!(%resource, name = text(value, "/metadata/name"), %error, "stored object does not decode"))
         .ok()
-}
-
-/// The string at a JSON pointer, or "".
-pub fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
-    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// The array at a JSON pointer, or nothing.
-pub fn items<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
-    value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-/// `metadata.KEY[NAME]` for labels and annotations.
-pub fn meta_entry<'a>(value: &'a Value, field: &str, name: &str) -> Option<&'a str> {
-    value.get("metadata")?.get(field)?.get(name)?.as_str()
-}
-
-pub fn is_being_deleted(value: &Value) -> bool {
-    value.pointer("/metadata/deletionTimestamp").is_some_and(|t| !t.is_null())
 }

@@ -20,6 +20,7 @@ pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replicaset;
 pub mod replication;
+pub mod resource_quota;
 pub mod root_ca;
 pub mod serviceaccount;
 pub mod statefulset;
@@ -73,6 +74,7 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("pod-garbage-collector-controller", pod_gc::run),
     row!("replicaset-controller", replicaset::run),
     row!("replicationcontroller-controller", replication::run),
+    row!("resourcequota-controller", resource_quota::run),
     row!("root-ca-certificate-publisher-controller", root_ca::run),
     row!("service-lb-controller", load_balancer::run),
     row!("serviceaccount-controller", serviceaccount::run),

@@ -2,6 +2,7 @@
 
 pub mod claim;
 pub mod conditions;
+pub mod departures;
 pub mod discovery;
 pub mod endpoints;
 pub mod expectations;

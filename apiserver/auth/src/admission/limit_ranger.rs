@@ -2,6 +2,7 @@
 //!
 //! Upstream: `plugin/pkg/admission/limitranger/admission.go` (v1.33).
 
+use api::amounts::{Amounts, amounts, of_pod};
 use api::{GroupResource, Quantity};
 use k8s_openapi::api::core::v1::{LimitRange, LimitRangeItem};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
@@ -9,7 +10,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 use super::object::{map, slot};
-use super::resources::{Amounts, amounts, of_pod};
 use super::{Operation, Outcome, Plugin, Refusal, Request};
 use crate::lookup::{LookupExt, is_being_deleted, items, text};
 

@@ -20,7 +20,6 @@ mod object;
 mod pod_security;
 mod priority;
 mod quota;
-mod resources;
 mod runtime_class;
 mod service_account;
 mod storage;

@@ -41,7 +41,7 @@ struct Collector {
 
 pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     let queue = WorkQueue::new();
-    let monitors = Arc::new(Monitors::new(context.client.clone(), queue.clone()));
+    let monitors = Arc::new(Monitors::new(context.clone(), queue.clone()));
     let (sender, mut ready) = tokio::sync::watch::channel(false);
     let watching = monitors.clone().run(context.token.clone(), sender);
     let collector = Arc::new(Collector { client: context.client.clone(), monitors, absent: Mutex::default() });

@@ -18,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use super::graph::{Graph, Uid, Work};
+use crate::context::Context;
 use crate::shared::discovery::{self, Resource};
 
 /// Let a burst of changes (a chart full of definitions) settle before asking.
@@ -31,6 +32,7 @@ pub struct Monitors {
     /// By group and kind, as owner references name them.
     pub known: RwLock<HashMap<(String, String), Arc<Resource>>>,
     changed: Notify,
+    context: Arc<Context>,
 }
 
 struct Running {
@@ -39,9 +41,9 @@ struct Running {
 }
 
 impl Monitors {
-    pub fn new(client: Client, queue: WorkQueue<Work>) -> Self {
+    pub fn new(context: Arc<Context>, queue: WorkQueue<Work>) -> Self {
         let (graph, known, changed) = (Mutex::default(), RwLock::default(), Notify::new());
-        Monitors { client, graph, queue, known, changed }
+        Monitors { client: context.client.clone(), graph, queue, known, changed, context }
     }
 
     /// Keeps one watch per resource; `ready` is told once all of the first are filled.
@@ -121,6 +123,7 @@ impl Monitors {
                 Event::Applied(object) => self.observe(&resource, object),
                 Event::Deleted(object) => {
                     let cause = cause(&resource, &object);
+                    self.context.departures.tell(&cause);
                     if let Some(uid) = &object.metadata.uid {
                         self.forget(uid, Some(cause));
                     }

@@ -1,13 +1,13 @@
-//! Sums of resource amounts, shared by LimitRanger and ResourceQuota.
+//! Sums of resource amounts: what LimitRanger bounds and ResourceQuota counts.
 //!
 //! Upstream: `component-helpers/resource/helpers.go`, `apiserver/pkg/quota/v1/resources.go` (v1.33).
 
 use std::collections::BTreeMap;
 
-use api::Quantity;
 use serde_json::Value;
 
-use crate::lookup::{items, text};
+use crate::Quantity;
+use crate::tree::{items, text};
 
 pub type Amounts = BTreeMap<String, Quantity>;
 
