@@ -53,6 +53,8 @@ pub struct Registry {
     pub authorizer: Arc<Authorizer>,
     pub journal: Journal,
     pub addresses: Addresses,
+    /// Held while quotas are charged.
+    charging: tokio::sync::Mutex<()>,
 }
 
 /// Who asks, and why: what a request brings besides its object.
@@ -140,7 +142,7 @@ impl WriteOptions {
 
 impl Registry {
     pub fn new(store: Arc<dyn Storage>, transformer: Arc<dyn Transformer>, cache: Arc<Cache>, authorizer: Arc<Authorizer>, addresses: Addresses) -> Self {
-        Registry { store, transformer, cache, authorizer, journal: Journal::default(), addresses }
+        Registry { store, transformer, cache, authorizer, journal: Journal::default(), addresses, charging: Default::default() }
     }
 
     /// Wait until the cache has all that was committed before this call.

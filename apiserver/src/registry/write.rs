@@ -4,6 +4,7 @@
 //! prepare → mutating admission → normalise → addresses → validate → validating admission → compare-and-swap.
 //! Upstream counterparts: `registry/rest/{create,update}.go`, `registry/generic/registry/store.go` (v1.33).
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +92,7 @@ impl Registry {
         if options.dry_run {
             return self.imagined(kind, &key, &lease.object, 0);
         }
-        self.charge(&outcome).await?;
+        self.charge(caller, target, Operation::Create, &lease.object, None, &outcome).await?;
         let record = match self.commit(kind, &key, &lease.object, Expect::Absent).await {
             Ok(record) => record,
             Err(StoreError::Conflict { .. }) => return Err(Status::already_exists(&target.resource(), &key.name)),
@@ -152,11 +153,11 @@ impl Registry {
         if options.dry_run {
             return self.imagined(kind, &stored.key, &lease.object, stored.revision).map(Some);
         }
-        self.swap(caller, target, stored, &lease.object, &outcome).await
+        self.charge(caller, target, Operation::Update, &lease.object, Some(&old), &outcome).await?;
+        self.swap(caller, target, stored, &lease.object).await
     }
 
-    async fn swap(&self, caller: &Caller, target: &Target, stored: &Arc<Record>, new: &Value, outcome: &Outcome) -> Result<Option<Arc<Record>>, Status> {
-        self.charge(outcome).await?;
+    async fn swap(&self, caller: &Caller, target: &Target, stored: &Arc<Record>, new: &Value) -> Result<Option<Arc<Record>>, Status> {
         let verb = match target.subresource.as_str() {
             "binding" => "create",
             _ if caller.patches => "patch",
@@ -276,20 +277,37 @@ impl Registry {
         }
     }
 
-    /// Write what the quotas will hold once this object exists.
-    async fn charge(&self, outcome: &Outcome) -> Result<(), Status> {
-        let Some(kind) = kinds::by_resource("", "resourcequotas") else { return Ok(()) };
-        for charge in &outcome.charges {
-            let mut quota = charge.quota.clone();
-            let revision = tree::take_resource_version(&mut quota).parse().unwrap_or_default();
-            let key = tree::key_of(&quota);
-            match self.commit(kind, &key, &quota, Expect::At(revision)).await {
-                Ok(_) => {}
-                Err(StoreError::Conflict { .. }) => return Err(Status::modified(&kind.group_resource(), &key.name)),
-                Err(error) => return Err(unavailable(error)),
+    /// Write what the quotas will hold once this object exists. Charges take turns, each reckoning with what those before it took: of many
+    /// writes at once exactly those that fit succeed.
+    async fn charge(
+        &self, caller: &Caller, target: &Target, operation: Operation, object: &Value, old: Option<&Value>, outcome: &Outcome,
+    ) -> Result<(), Status> {
+        let Some(kind) = kinds::by_resource("", "resourcequotas").filter(|_| !outcome.charges.is_empty()) else { return Ok(()) };
+        let _turn = self.charging.lock().await;
+        let (resource, body) = (target.storage().group_resource(), target.storage().group_kind());
+        let request = self.request(caller, operation, &body, &resource, target, text(object, "/metadata/name"), old, &WriteOptions::default());
+        let mut paid = HashSet::new();
+        for _ in 0..MAX_SWAPS {
+            let mut lost = false;
+            for charge in admission::charges(&request, object).map_err(Refusal::status)? {
+                let mut quota = charge.quota;
+                let revision = tree::take_resource_version(&mut quota).parse().unwrap_or_default();
+                let key = tree::key_of(&quota);
+                if paid.contains(&key) {
+                    continue;
+                }
+                match self.commit(kind, &key, &quota, Expect::At(revision)).await {
+                    Ok(_) => drop(paid.insert(key)),
+                    Err(StoreError::Conflict { .. }) => lost = true,
+                    Err(error) => return Err(unavailable(error)),
+                }
             }
+            if !lost {
+                return Ok(());
+            }
+            self.catch_up().await?;
         }
-        Ok(())
+        Err(Status::modified(&kind.group_resource(), &target.key.name))
     }
 }
 

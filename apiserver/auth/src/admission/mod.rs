@@ -131,7 +131,7 @@ impl From<Status> for Refusal {
 pub struct Outcome {
     /// `Warning` headers.
     pub warnings: Vec<String>,
-    /// Quota statuses to compare-and-swap before the object is written; a lost swap repeats validation.
+    /// Quota statuses to compare-and-swap before the object is written; [`charges`] gives them anew when it is their turn.
     pub charges: Vec<Charge>,
 }
 
@@ -187,6 +187,13 @@ pub fn validate(request: &Request<'_>, object: &Value) -> Result<Outcome, Refusa
         plugin.validate(request, object, &mut outcome)?;
     }
     Ok(outcome)
+}
+
+/// What the quotas as they are now would be charged for an object that passed [`validate`] before.
+pub fn charges(request: &Request<'_>, object: &Value) -> Result<Vec<Charge>, Refusal> {
+    let mut outcome = Outcome::default();
+    quota::ResourceQuota.validate(request, object, &mut outcome)?;
+    Ok(outcome.charges)
 }
 
 /// Whether a pod names any object of a kind.

@@ -1,7 +1,7 @@
 //! ResourceQuota: what a namespace may hold, counted before the write.
 //!
 //! Pure: it compares and adds, and returns the quotas' new statuses as [`Charge`]s. The API server writes those by
-//! compare-and-swap first; when one is lost it validates again with the quotas as they then are, as upstream does.
+//! compare-and-swap before the object; when one is lost it reckons again with the quotas as they then are, as upstream does.
 //!
 //! Upstream: `apiserver/pkg/admission/plugin/resourcequota/controller.go` (v1.33); the counting is in [`api::quota`].
 
