@@ -18,6 +18,8 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10 * 60);
 pub enum Verdict {
     Count,
     Ignore,
+    /// Counted, and its index is given up.
+    FailIndex,
     FailJob(String),
 }
 
@@ -32,12 +34,53 @@ pub fn verdict(job: &Job, pod: &Pod) -> Verdict {
             };
             return match rule.action.as_str() {
                 "Ignore" => Verdict::Ignore,
+                "FailIndex" => Verdict::FailIndex,
                 "FailJob" => Verdict::FailJob(text()),
                 _ => Verdict::Count,
             };
         }
     }
     Verdict::Count
+}
+
+/// How often an index failed before a pod was made for it.
+pub const COUNTED: &str = "batch.kubernetes.io/job-index-failure-count";
+/// Failures that the policy ignores; they only lengthen the back-off.
+pub const IGNORED: &str = "batch.kubernetes.io/job-index-ignored-failure-count";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Failures {
+    pub counted: u32,
+    pub ignored: u32,
+}
+
+impl Failures {
+    fn before(pod: &Pod) -> Self {
+        let count = |name: &str| meta::annotation(pod, name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Failures { counted: count(COUNTED), ignored: count(IGNORED) }
+    }
+
+    /// Of an index, by its pods so far.
+    pub fn of_index<'a>(job: &Job, pods: impl Iterator<Item = &'a Arc<Pod>>) -> Self {
+        let after = |pod: &Arc<Pod>| {
+            let before = Failures::before(pod);
+            match pods::phase(pod) == "Failed" {
+                false => before,
+                true if verdict(job, pod) == Verdict::Ignore => Failures { ignored: before.ignored + 1, ..before },
+                true => Failures { counted: before.counted + 1, ..before },
+            }
+        };
+        pods.map(after).max().unwrap_or_default()
+    }
+}
+
+/// Whether with this failed pod its index has failed: backoffLimitPerIndex is reached, or the policy says so.
+pub fn fails_index(job: &Job, pod: &Pod, limit: i32) -> bool {
+    match verdict(job, pod) {
+        Verdict::FailIndex => true,
+        Verdict::Ignore => false,
+        _ => i64::from(Failures::before(pod).counted) >= i64::from(limit),
+    }
 }
 
 /// What matched, with `{pod}` where the pod's name belongs.

@@ -3,13 +3,14 @@
 //! ```text
 //! Job + its pods ─▶ plan ─▶ status first ─▶ finalizers off ─▶ pods made or deleted
 //! ```
-//! Absent so far: backoffLimitPerIndex, successPolicy, managedBy.
 //! Upstream: `pkg/controller/job/job_controller.go`.
 
 mod failure;
 mod indexes;
 mod plan;
+mod success;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::key::Key;
@@ -25,9 +26,12 @@ use crate::shared::expectations::Expectations;
 use crate::shared::meta::{self, has_finalizer};
 use crate::shared::pod_control::{PodControl, from_template, watch_pods};
 use crate::shared::{claim, watch, write};
+use failure::Failures;
 use plan::{FINALIZER, Plan};
 
 const NAME: &str = "job-controller";
+/// What `spec.managedBy` says where it means us.
+const MANAGER: &str = "kubernetes.io/job-controller";
 
 struct Controller {
     control: PodControl,
@@ -66,7 +70,8 @@ impl Controller {
             self.books.forget(key);
             return self.release_orphans(key).await;
         };
-        let Some(selector) = selector(&job) else { return Ok(Next::Done) };
+        let managed_by = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
+        let Some(selector) = selector(&job).filter(|_| managed_by.is_none_or(|manager| manager == MANAGER)) else { return Ok(Next::Done) };
         let settled = self.books.satisfied(key);
         let candidates = watch::candidates(&self.pods, &*job);
         let pods = claim::claim(&self.control.client, &*job, &selector, candidates, |_| true).await?;
@@ -106,7 +111,7 @@ impl Controller {
             self.books.expect(&key, plan.create.len(), deleted);
         }
         self.control.delete_all(job, &self.books, &plan.delete).await?;
-        let pods = plan.create.iter().map(|index| pod_for(job, *index)).collect();
+        let pods = plan.create.iter().map(|index| pod_for(job, *index, &plan.failures)).collect();
         self.control.create_all(job, &self.books, pods).await
     }
 
@@ -127,11 +132,18 @@ impl Controller {
     }
 }
 
-fn pod_for(job: &Job, index: Option<i32>) -> Pod {
+fn pod_for(job: &Job, index: Option<i32>, failures: &BTreeMap<i32, Failures>) -> Pod {
     let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let mut pod = from_template(job, &template);
     meta::add_finalizer(&mut pod.metadata, FINALIZER);
     let Some(index) = index else { return pod };
+    if let Some(failures) = failures.get(&index) {
+        let annotations = pod.metadata.annotations.get_or_insert_default();
+        annotations.insert(failure::COUNTED.to_owned(), failures.counted.to_string());
+        if failures.ignored > 0 {
+            annotations.insert(failure::IGNORED.to_owned(), failures.ignored.to_string());
+        }
+    }
     let name = meta::name(job);
     pod.metadata.generate_name = Some(format!("{name}-{index}-"));
     let index = index.to_string();

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::failure::{self, Verdict};
+use super::failure::{self, Failures, Verdict};
 use super::indexes::{self, Indexes};
+use super::success;
 use crate::shared::conditions::{self, Condition};
 use crate::shared::meta::{self, has_finalizer, time};
 use crate::shared::pods;
@@ -29,6 +30,8 @@ pub struct Plan {
     pub strip: Vec<Arc<Pod>>,
     /// Pods to make; the index for an Indexed Job.
     pub create: Vec<Option<i32>>,
+    /// Of the indexes to make pods for, where each has a back-off limit of its own.
+    pub failures: BTreeMap<i32, Failures>,
     pub delete: Vec<Arc<Pod>>,
     /// (is it a warning, reason, text)
     pub events: Vec<(bool, String, String)>,
@@ -41,6 +44,7 @@ struct Counted {
     failed: i32,
     terminating: i32,
     completed: Indexes,
+    failed_indexes: Indexes,
     fail_job: Option<String>,
 }
 
@@ -143,6 +147,12 @@ fn count(job: &Job, spec: &JobSpec, pods: &[Arc<Pod>], plan: &mut Plan) -> Count
     if is_indexed(spec) {
         plan.status.completed_indexes = Some(indexes::format(&completed)).filter(|text| !text.is_empty());
     }
+    let mut failed_indexes = indexes::parse(plan.status.failed_indexes.as_deref().unwrap_or_default(), completions);
+    if let Some(limit) = spec.backoff_limit_per_index {
+        let failing = pods.iter().filter(|pod| has_failed(spec, pod) && failure::fails_index(job, pod, limit));
+        failed_indexes.extend(failing.filter_map(|pod| indexes::of(pod)).filter(|index| *index < completions));
+        plan.status.failed_indexes = Some(indexes::format(&failed_indexes));
+    }
     let open = |list: Vec<String>| Some(list).filter(|list| !list.is_empty());
     plan.status.uncounted_terminated_pods = Some(UncountedTerminatedPods { succeeded: open(succeeded), failed: open(failed) });
     let terminating = pods.iter().filter(|pod| meta::is_deleting(&***pod) && !pods::is_finished(pod)).count();
@@ -152,6 +162,7 @@ fn count(job: &Job, spec: &JobSpec, pods: &[Arc<Pod>], plan: &mut Plan) -> Count
         failed: sum.1,
         terminating: i32::try_from(terminating).unwrap_or(i32::MAX),
         completed,
+        failed_indexes,
         fail_job,
     }
 }
@@ -202,6 +213,9 @@ fn judge(spec: &JobSpec, status: &JobStatus, counted: &Counted, now: Timestamp) 
     if deadline(spec, status).is_some_and(|deadline| deadline <= now) {
         return ending(false, "DeadlineExceeded", "Job was active longer than specified deadline");
     }
+    if let Some((complete, reason, text)) = judge_indexes(spec, counted) {
+        return ending(complete, reason, &text);
+    }
     let done = match spec.completions {
         Some(completions) => counted.succeeded >= completions,
         None => counted.succeeded > 0 && counted.active.is_empty(),
@@ -210,6 +224,19 @@ fn judge(spec: &JobSpec, status: &JobStatus, counted: &Counted, now: Timestamp) 
         return ending(true, "CompletionsReached", "Reached expected number of succeeded pods");
     }
     None
+}
+
+/// What the indexes of an Indexed Job say: (does it succeed, reason, text).
+fn judge_indexes(spec: &JobSpec, counted: &Counted) -> Option<(bool, &'static str, String)> {
+    let completions = usize::try_from(spec.completions.filter(|_| is_indexed(spec))?).unwrap_or(0);
+    let failed = counted.failed_indexes.len();
+    if spec.max_failed_indexes.is_some_and(|most| failed > usize::try_from(most).unwrap_or(0)) {
+        return Some((false, "MaxFailedIndexesExceeded", "Job has exceeded the specified maximal number of failed indexes".to_owned()));
+    }
+    if failed > 0 && failed + counted.completed.len() >= completions {
+        return Some((false, "FailedIndexes", "Job has failed indexes".to_owned()));
+    }
+    success::met(spec, &counted.completed).map(|text| (true, "SuccessPolicy", text))
 }
 
 /// With restartPolicy OnFailure containers restart in place, and that counts as failing too.
@@ -251,10 +278,11 @@ fn finish(plan: &mut Plan, ending: &Ending, counted: &Counted, pods: &[Arc<Pod>]
 fn manage(job: &Job, spec: &JobSpec, counted: &Counted, pods: &[Arc<Pod>], plan: &mut Plan, now: Timestamp) {
     let active = i32::try_from(counted.active.len()).unwrap_or(i32::MAX);
     let parallelism = spec.parallelism.unwrap_or(1);
+    let failed_indexes = i32::try_from(counted.failed_indexes.len()).unwrap_or(i32::MAX);
     let wanted = match spec.completions {
         None if counted.succeeded > 0 => active.min(parallelism),
         None => parallelism,
-        Some(completions) => parallelism.min((completions - counted.succeeded).max(0)),
+        Some(completions) => parallelism.min((completions - counted.succeeded - failed_indexes).max(0)),
     };
     let (mut keep, extra) = split_by_index(spec, counted);
     plan.delete = extra;
@@ -268,19 +296,34 @@ fn manage(job: &Job, spec: &JobSpec, counted: &Counted, pods: &[Arc<Pod>], plan:
     if missing == 0 {
         return;
     }
-    let owned = pods.iter().filter(|pod| meta::is_controlled_by(&***pod, meta::uid(job)));
-    plan.again = failure::next_try(owned, now);
-    if plan.again.is_some() {
+    let owned: Vec<&Arc<Pod>> = pods.iter().filter(|pod| meta::is_controlled_by(&***pod, meta::uid(job))).collect();
+    let each_alone = spec.backoff_limit_per_index.is_some();
+    if !each_alone {
+        plan.again = failure::next_try(owned.iter().copied(), now);
+        if plan.again.is_some() {
+            return;
+        }
+    }
+    if !is_indexed(spec) {
+        plan.create = vec![None; missing];
         return;
     }
-    plan.create = match is_indexed(spec) {
-        false => vec![None; missing],
-        true => {
-            let running: Indexes = keep.iter().filter_map(|pod| indexes::of(pod)).collect();
-            let all = 0..spec.completions.unwrap_or(0);
-            all.filter(|i| !running.contains(i) && !counted.completed.contains(i)).take(missing).map(Some).collect()
+    let running: Indexes = keep.iter().filter_map(|pod| indexes::of(pod)).collect();
+    let needs_pod = |index: &i32| ![&running, &counted.completed, &counted.failed_indexes].iter().any(|set| set.contains(index));
+    for index in (0..spec.completions.unwrap_or(0)).filter(needs_pod) {
+        if plan.create.len() == missing {
+            return;
         }
-    };
+        if each_alone {
+            let of_index = || owned.iter().copied().filter(|pod| indexes::of(pod) == Some(index));
+            if let Some(at) = failure::next_try(of_index(), now) {
+                plan.again = plan.again.into_iter().chain([at]).min();
+                continue;
+            }
+            plan.failures.insert(index, Failures::of_index(job, of_index()));
+        }
+        plan.create.push(Some(index));
+    }
 }
 
 /// Of an Indexed Job only one pod per index that is still needed is kept.

@@ -104,3 +104,25 @@ fn indexes_are_filled_once_each() {
     assert_eq!(planned.create, [Some(1), Some(3)]);
     assert_eq!(planned.delete.len(), 1, "the second of index 2");
 }
+
+#[test]
+fn each_index_may_fail_alone() {
+    let mut indexed = job(3, Some(3));
+    let spec = indexed.spec.as_mut().unwrap();
+    (spec.completion_mode, spec.backoff_limit_per_index, spec.backoff_limit) = (Some("Indexed".into()), Some(1), Some(i32::MAX));
+    let failed = |name: &str, index, before: u32| {
+        let mut pod = pod(name).tracked().index(index).annotation(failure::COUNTED, &before.to_string()).phase("Failed");
+        pod.0.metadata.creation_timestamp = Some(time(at(10)));
+        pod.0.metadata.owner_references = Some(vec![meta::controller_ref(&job(1, Some(1)))]);
+        pod.arc()
+    };
+    let pods = [failed("a", 0, 1), failed("b", 1, 0)];
+    let soon = plan(&indexed, &pods, true, at(12));
+    assert_eq!((soon.status.failed_indexes.as_deref(), soon.create, soon.again), (Some("0"), vec![Some(2)], Some(at(20))));
+    let later = plan(&indexed, &pods, true, at(20));
+    assert_eq!(later.create, [Some(1), Some(2)]);
+    assert_eq!(later.failures[&1], Failures { counted: 1, ignored: 0 });
+    indexed.status = Some(JobStatus { completed_indexes: Some("1,2".into()), ..later.status });
+    let done = plan(&indexed, &pods[..1], true, at(30));
+    assert_eq!((states(&done.status), done.status.conditions.unwrap()[0].reason.as_deref()), (vec!["FailureTarget"], Some("FailedIndexes")));
+}
