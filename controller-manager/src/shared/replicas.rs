@@ -11,7 +11,10 @@ use std::sync::Arc;
 use api::key::Key;
 use api::selector::LabelSelector;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus,
+};
 use machinery::{Informer, Next, WorkQueue};
 
 use super::conditions::{self, Condition};
@@ -46,6 +49,62 @@ pub struct Status<C> {
     pub observed_generation: i64,
     pub conditions: Option<Vec<C>>,
 }
+
+/// The two kinds have the same fields under different types.
+macro_rules! replicated {
+    ($kind:ident, $condition:ident, $status:ident, $selector:expr) => {
+        impl Replicated for $kind {
+            type Condition = $condition;
+
+            fn selector(&self) -> Option<LabelSelector> {
+                let selector: fn(&Self) -> Option<LabelSelector> = $selector;
+                selector(self).filter(|selector| !selector.is_everything())
+            }
+
+            fn desired(&self) -> i32 {
+                self.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
+            }
+
+            fn min_ready_seconds(&self) -> i32 {
+                self.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0)
+            }
+
+            fn template(&self) -> PodTemplateSpec {
+                self.spec.as_ref().and_then(|spec| spec.template.clone()).unwrap_or_default()
+            }
+
+            fn status(&self) -> Status<$condition> {
+                let status = self.status.clone().unwrap_or_default();
+                Status {
+                    replicas: status.replicas,
+                    fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
+                    ready: status.ready_replicas.unwrap_or(0),
+                    available: status.available_replicas.unwrap_or(0),
+                    observed_generation: status.observed_generation.unwrap_or(0),
+                    conditions: status.conditions,
+                }
+            }
+
+            #[allow(clippy::needless_update)] // one of the two has a field more
+            fn set_status(&mut self, status: Status<$condition>) {
+                self.status = Some($status {
+                    replicas: status.replicas,
+                    fully_labeled_replicas: Some(status.fully_labeled),
+                    ready_replicas: Some(status.ready),
+                    available_replicas: Some(status.available),
+                    observed_generation: Some(status.observed_generation),
+                    conditions: status.conditions,
+                    ..$status::default()
+                });
+            }
+        }
+    };
+}
+
+replicated!(ReplicaSet, ReplicaSetCondition, ReplicaSetStatus, |set| LabelSelector::from_k8s(Some(&set.spec.as_ref()?.selector)).ok());
+replicated!(ReplicationController, ReplicationControllerCondition, ReplicationControllerStatus, |controller| {
+    Some(LabelSelector::from_map(controller.spec.as_ref()?.selector.as_ref()?))
+});
 
 pub struct Replicas<O: Replicated> {
     control: PodControl,
@@ -193,7 +252,7 @@ fn has_all(labels: Option<&Labels>, wanted: &Labels) -> bool {
 mod tests {
     use super::*;
     use crate::shared::pods::fixtures::{at, pod};
-    use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
+    use k8s_openapi::api::apps::v1::ReplicaSetSpec;
 
     fn replica_set(replicas: i32) -> ReplicaSet {
         let template = PodTemplateSpec { metadata: Some(pod("t").label("app", "web").0.metadata), spec: None };
