@@ -13,6 +13,7 @@ use crate::cache::{Cache, PodInfo};
 use crate::cycle::{Cycles, Unfit};
 use crate::framework::{Context, PluginSet};
 use crate::hints::{self, ClusterEvent};
+use crate::metrics::Pending;
 use crate::plugins::PLUGINS;
 use crate::queue::{Queue, QueuedPod};
 use crate::world::World;
@@ -42,6 +43,10 @@ impl Core {
             cycles: Cycles::new(seed),
             world,
         }
+    }
+
+    pub fn pending(&self) -> Pending {
+        self.queue.pending()
     }
 
     /// When [`next`](Self::next) may have work although no event came.

@@ -24,6 +24,7 @@ mod fixtures;
 mod framework;
 mod hints;
 mod live;
+mod metrics;
 mod plugins;
 mod queue;
 mod resources;

@@ -23,6 +23,7 @@ use crate::core::{Core, Decision};
 use crate::effects::Effects;
 use crate::framework::BindContext;
 use crate::hints::ClusterEvent;
+use crate::metrics::Metrics;
 use crate::queue::QueuedPod;
 use crate::world::World;
 
@@ -139,7 +140,7 @@ pub async fn run(informers: &Informers, scheduler_name: &str, token: Cancellatio
         recorder: Recorder::new(informers.client().clone(), scheduler_name, None),
     });
     let core = Core::new(scheduler_name, live.clone(), rand::random());
-    let driver = Driver { core, live, effects, sender, limit: Arc::new(Semaphore::new(CONCURRENT_EFFECTS)) };
+    let driver = Driver { core, live, effects, sender, limit: Arc::new(Semaphore::new(CONCURRENT_EFFECTS)), metrics: Arc::new(Metrics::new(scheduler_name)) };
     driver.run(receiver, token).await;
 }
 
@@ -169,6 +170,7 @@ struct Driver {
     effects: Arc<Effects>,
     sender: UnboundedSender<Message>,
     limit: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 }
 
 impl Driver {
@@ -177,8 +179,9 @@ impl Driver {
             while let Ok(message) = receiver.try_recv() {
                 self.handle(message);
             }
-            if let Some(decision) = self.core.next(Instant::now()) {
-                self.carry_out(decision);
+            let began = Instant::now();
+            if let Some(decision) = self.core.next(began) {
+                self.carry_out(decision, began);
                 // Informers and bindings share this runtime.
                 tokio::task::yield_now().await;
                 if token.is_cancelled() {
@@ -186,6 +189,7 @@ impl Driver {
                 }
                 continue;
             }
+            self.metrics.pending(self.core.pending());
             let wakeup = self.core.next_wakeup();
             let timer = async {
                 match wakeup {
@@ -215,19 +219,30 @@ impl Driver {
         }
     }
 
-    fn carry_out(&self, decision: Decision) {
-        let (effects, sender, limit) = (self.effects.clone(), self.sender.clone(), self.limit.clone());
+    fn carry_out(&self, decision: Decision, began: Instant) {
+        let (effects, sender, limit, metrics) = (self.effects.clone(), self.sender.clone(), self.limit.clone(), self.metrics.clone());
         tokio::spawn(async move {
             // The semaphore is never closed.
             let _permit = limit.acquire().await;
             match decision {
-                Decision::Bind { pod, node } => {
-                    if let Err(error) = effects.bind(&pod.info, &node).await {
+                Decision::Bind { pod, node } => match effects.bind(&pod.info, &node).await {
+                    Ok(()) => {
+                        metrics.attempt("scheduled", began.elapsed());
+                        metrics.bound(pod.attempts, pod.added.elapsed());
+                    }
+                    Err(error) => {
+                        metrics.attempt("error", began.elapsed());
                         effects.binding_failed(&pod.info, &error).await;
                         drop(sender.send(Message::BindFailed(pod, node)));
                     }
+                },
+                Decision::Unschedulable { pod, unfit } => {
+                    metrics.attempt("unschedulable", began.elapsed());
+                    if let Some(nomination) = unfit.post_filter.as_ref().and_then(|p| p.nomination.as_ref()) {
+                        metrics.preempted(nomination.victims.len());
+                    }
+                    effects.unschedulable(&pod, &unfit).await;
                 }
-                Decision::Unschedulable { pod, unfit } => effects.unschedulable(&pod, &unfit).await,
             }
         });
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::PodInfo;
 use crate::framework::PluginSet;
+use crate::metrics::Pending;
 
 pub const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
 pub const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -30,6 +31,8 @@ pub struct QueuedPod {
     /// When it came into the queue last; ties of priority go to the oldest.
     pub since: Instant,
     pub attempts: u32,
+    /// When it first came.
+    pub added: Instant,
     /// Who rejected it in the last attempt; empty after an error, so that any event helps.
     pub rejected_by: PluginSet,
     pub gated: bool,
@@ -63,7 +66,7 @@ impl Queue {
     /// A new pod. `gate`: the plugin that keeps it out for now.
     pub fn add(&mut self, info: Arc<PodInfo>, gate: Option<PluginSet>, now: Instant) {
         let gated = gate.is_some();
-        let pod = QueuedPod { info, since: now, attempts: 0, rejected_by: gate.unwrap_or_default(), gated };
+        let pod = QueuedPod { info, since: now, attempts: 0, added: now, rejected_by: gate.unwrap_or_default(), gated };
         let place = if gated { Place::Unschedulable } else { Place::Active };
         self.put(pod, place);
     }
@@ -154,6 +157,13 @@ impl Queue {
         for uid in stale {
             self.retry(&uid, now);
         }
+    }
+
+    /// How many pods wait, and where.
+    pub fn pending(&self) -> Pending {
+        let gated = self.pods.values().filter(|(pod, _)| pod.gated).count();
+        let (active, backoff) = (self.active.len(), self.backoff.len());
+        Pending { active, backoff, unschedulable: self.pods.len() - active - backoff - gated, gated }
     }
 
     /// When `pop` may have something new although nothing happened.
