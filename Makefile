@@ -44,6 +44,7 @@ unit: build
 	cargo test --release --workspace --exclude tests
 
 cluster-test: build
+	@scripts/setup tests
 	cargo test --release --workspace --test spine
 
 bench: build

@@ -3,6 +3,7 @@
 //! `cargo test --release -p tests -- WORD…` runs the stages whose names hold one of the words. `KEEP=1` leaves the cluster up.
 
 mod basics;
+mod charts;
 mod configuration;
 mod control_plane;
 mod errors;
@@ -10,6 +11,7 @@ mod healing;
 mod lifecycle;
 mod network;
 mod reads;
+mod quota;
 mod rollout;
 mod services;
 mod streams;
@@ -110,6 +112,8 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         services::addresses_and_ports_come_and_go,
         services::load_balancer_and_policies,
         services::affinity_headless_and_hand_made,
+        quota::quotas_hold_and_give_back,
+        charts::helm_releases,
         errors::bad_input_is_refused_and_not_stored,
         errors::permissions_are_asked,
         rollout::history_and_undo,
