@@ -186,9 +186,9 @@ fn validate_finalizers(finalizers: &[Value], path: &Path) -> ErrorList {
     errors
 }
 
-/// A finalizer without a domain must be one of Kubernetes' own. Extension points and leases are not held to that.
+/// A finalizer without a domain must be one of Kubernetes' own. Extension points, budgets and leases are not held to that.
 fn standard_finalizers(kind: &Kind, finalizers: &[Value], path: &Path) -> ErrorList {
-    const FREE: [&str; 4] = ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "coordination.k8s.io"];
+    const FREE: [&str; 5] = ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "coordination.k8s.io", "policy"];
     if FREE.contains(&kind.group) {
         return Vec::new();
     }

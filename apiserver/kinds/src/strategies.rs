@@ -4,6 +4,7 @@ pub mod batch;
 pub mod certificate;
 pub mod cluster;
 pub mod config;
+pub mod definition;
 pub mod endpoints;
 pub mod event;
 pub mod extension;

@@ -169,7 +169,7 @@ pub static KINDS: &[Kind] = &[
     Kind::cluster(NETWORKING, V1, "ServiceCIDR", "servicecidr", "servicecidrs").columns(c::network::SERVICE_CIDR).sub(STATUS).strategy(&s::network::ServiceCidr),
 
     // policy
-    Kind::namespaced("policy", V1, "PodDisruptionBudget", "poddisruptionbudget", "poddisruptionbudgets").short(&["pdb"]).columns(c::policy::DISRUPTION_BUDGET).sub(STATUS).generation().conditional_update().strategy(&s::policy::DisruptionBudget),
+    Kind::namespaced("policy", V1, "PodDisruptionBudget", "poddisruptionbudget", "poddisruptionbudgets").short(&["pdb"]).names(NameRule::PathSegment).columns(c::policy::DISRUPTION_BUDGET).sub(STATUS).generation().conditional_update().strategy(&s::policy::DisruptionBudget),
 
     // rbac.authorization.k8s.io
     Kind::cluster(RBAC, V1, "ClusterRoleBinding", "clusterrolebinding", "clusterrolebindings").columns(c::policy::ROLE_BINDING).names(NameRule::PathSegment).create_on_update().strategy(&s::rbac::ClusterRoleBinding),
@@ -192,7 +192,7 @@ pub static KINDS: &[Kind] = &[
 
     // apiextensions.k8s.io
     Kind::cluster("apiextensions.k8s.io", V1, "CustomResourceDefinition", "customresourcedefinition", "customresourcedefinitions").short(&["crd", "crds"]).category(&["api-extensions"]).sub(STATUS)
-        .columns(c::policy::CREATED_AT).generation().conditional_update().strategy(&s::extension::ResourceDefinition),
+        .columns(c::policy::CREATED_AT).generation().conditional_update().strategy(&s::definition::ResourceDefinition),
 
     // scheduling.k8s.io, coordination.k8s.io, node.k8s.io, discovery.k8s.io
     Kind::cluster("scheduling.k8s.io", V1, "PriorityClass", "priorityclass", "priorityclasses").short(&["pc"]).columns(c::policy::PRIORITY_CLASS).generation().strategy(&s::policy::PriorityClass),

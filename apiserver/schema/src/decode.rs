@@ -139,6 +139,10 @@ fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
         )));
     }
     if !version_fits {
+        let full = Gvk::new(&said.group, &said.version, &expected.kind);
+        if lookup(&full).is_none() {
+            return Err(cannot_handle(&full, not_registered(&full)));
+        }
         let (said, expected) = (said.api_version(), expected.api_version());
         return Err(Status::bad_request(format!("the API version in the data ({said}) does not match the expected API version ({expected})")));
     }

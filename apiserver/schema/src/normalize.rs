@@ -24,6 +24,8 @@ pub(crate) fn structure(map: &mut Map<String, Value>, t: &Type) {
                 of_kind(value, field.kind);
                 if droppable(field, value) {
                     map.remove(field.name);
+                } else if forgotten(field, value) {
+                    *value = Value::Null;
                 }
             }
             found => match zero_field(field) {
@@ -98,7 +100,7 @@ pub(crate) fn zero(kind: Kind) -> Value {
     match kind {
         Kind::Bool => Value::Bool(false),
         Kind::Int32 | Kind::Int64 | Kind::Float64 | Kind::IntOrString => Value::from(0),
-        Kind::String => Value::from(""),
+        Kind::String | Kind::Bytes => Value::from(""),
         Kind::Quantity => Value::from("0"),
         Kind::Duration => Value::from("0s"),
         Kind::Struct(_) => {
@@ -110,6 +112,13 @@ pub(crate) fn zero(kind: Kind) -> Value {
         }
         _ => Value::Null,
     }
+}
+
+/// Upstream stores protobuf, which does not tell an empty list from none.
+fn forgotten(field: &Field, value: &Value) -> bool {
+    let list = matches!(field.kind, Kind::List(_)) && value.as_array().is_some_and(Vec::is_empty);
+    let map = matches!(field.kind, Kind::Map(_)) && value.as_object().is_some_and(Map::is_empty);
+    (list || map) && !field.omitempty && !field.pointer
 }
 
 /// `omitempty` applies: an empty scalar, list or map that is no pointer.

@@ -2,7 +2,8 @@
 
 use api::quantity::Quantity;
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -51,13 +52,16 @@ pub fn quantity(text: &str) -> Result<String, String> {
     text.parse::<Quantity>().map(|q| q.to_string()).map_err(|e| e.to_string())
 }
 
+/// Go does not look at the bits that are left over at the end.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true));
+
 /// Canonical base64. Go ignores line breaks.
 pub fn base64(text: &str) -> Result<String, String> {
     if text.contains(['\n', '\r']) {
         let joined: String = text.chars().filter(|c| !matches!(c, '\n' | '\r')).collect();
         return base64(&joined);
     }
-    match STANDARD.decode(text) {
+    match LENIENT.decode(text) {
         Ok(bytes) => Ok(STANDARD.encode(bytes)),
         Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => Err(format!("illegal base64 data at input byte {at}")),
         Err(_) => Err(format!("illegal base64 data at input byte {}", text.len().saturating_sub(text.len() % 4))),

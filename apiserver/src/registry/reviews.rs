@@ -25,7 +25,8 @@ impl Registry {
         let mut answer = body.clone();
         let errors = target.kind.strategy.validate(target.kind, body);
         if !errors.is_empty() {
-            return Err(Status::invalid(&target.kind.group_kind(), "", errors));
+            // Upstream leaves the kind out.
+            return Err(Status::invalid(&GroupKind::new(target.kind.group, ""), "", errors));
         }
         answer["status"] = match target.kind.kind {
             "TokenReview" => self.token_review(caller, authenticator, body)?,
@@ -39,6 +40,9 @@ impl Registry {
             "SelfSubjectRulesReview" => self.rules(caller, text(body, "/spec/namespace"))?,
             _ => return Ok(None),
         };
+        if target.kind.kind == "SelfSubjectRulesReview" {
+            answer["spec"] = json!({});
+        }
         if !answer["metadata"].is_object() {
             answer["metadata"] = json!({});
         }

@@ -93,8 +93,14 @@ pub fn stamp_update(new: &mut Value, old: &Value) {
             meta.insert(field.into(), value.clone());
         }
     }
+    // The generation is the system's; what a client says of its own deletion, validation refuses.
+    match kept.get("generation") {
+        Some(value) => meta.insert("generation".into(), value.clone()),
+        None => meta.remove("generation"),
+    };
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        if let Some(value) = kept.get(field) {
+        let asked = field == "deletionGracePeriodSeconds" && meta.get(field).is_some_and(|value| !value.is_null());
+        if let (Some(value), false) = (kept.get(field), asked) {
             meta.insert(field.into(), value.clone());
         }
     }

@@ -48,7 +48,7 @@ impl Registry {
     pub async fn create(&self, caller: &Caller, target: &Target, body: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
         let mut object = to_storage(target, body);
         check_namespace(target, &mut object)?;
-        if !tree::take_resource_version(&mut object).is_empty() {
+        if !tree::take_resource_version(&mut object).is_empty() && !options.dry_run {
             return Err(Status::unclassified("resourceVersion should not be set on objects to be created"));
         }
         dedup_owners(caller, &mut object);

@@ -191,7 +191,7 @@ fn node_update(kind: &Kind, new: &Value, old: &Value) -> ErrorList {
     let provider_changed = !was.is_empty() && now != was;
     if fixed(new) != fixed(old) || range_changed || provider_changed {
         let detail = "node updates may only change labels, taints, or capacity (or configSource, if the DynamicKubeletConfig feature gate is enabled)";
-        errors.push(Error { field: String::new(), ..Error::forbidden(&Path::nil(), detail) });
+        errors.push(Error::forbidden(&Path::new("[]"), detail));
     }
     errors
 }

@@ -62,7 +62,7 @@ impl Strategy for ConfigMap {
             size += decoded_len(value);
         }
         if size > MAX_SIZE {
-            errors.push(Error { field: String::new(), ..Error::too_long(&Path::nil(), "", MAX_SIZE) });
+            errors.push(Error::too_long(&Path::new("[]"), "", MAX_SIZE));
         }
         errors
     }

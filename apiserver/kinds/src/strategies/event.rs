@@ -7,7 +7,7 @@ use api::names;
 use serde_json::Value;
 
 use crate::meta::{validate_object_meta, validate_object_meta_update};
-use crate::validation::field::{immutable, invalid, required};
+use crate::validation::field::{invalid, required};
 use crate::value::{int, is_set, text};
 use crate::{Kind, Strategy};
 
@@ -65,14 +65,8 @@ fn reported(object: &Value) -> ErrorList {
     errors
 }
 
-/// `events.k8s.io`: complete, and written once.
+/// `events.k8s.io`: complete. Upstream means to refuse changes, but compares the new event with itself.
 pub struct NewEvent;
-
-const FROZEN: [(&str, &str); 13] = [
-    ("involvedObject", "involvedObject"), ("reason", "reason"), ("message", "message"), ("source", "source"),
-    ("firstTimestamp", "firstTimestamp"), ("lastTimestamp", "lastTimestamp"), ("count", "count"), ("reason", "reason"), ("type", "type"),
-    ("eventTime", "eventTime"), ("action", "action"), ("reportingComponent", "reportingController"), ("reportingInstance", "reportingInstance"),
-];
 
 impl Strategy for NewEvent {
     fn validate_whole(&self, kind: &Kind, object: &Value) -> ErrorList {
@@ -99,13 +93,6 @@ impl Strategy for NewEvent {
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let mut errors = Event.validate(kind, new);
         errors.extend(validate_object_meta_update(kind, new, old));
-        if new.get("series") != old.get("series") {
-            errors.extend(series(new));
-        }
-        for (name, shown) in FROZEN {
-            errors.extend(immutable(&Path::new(shown), &new[name], &old[name]));
-        }
-        errors.extend(immutable(&Path::new("related"), &new["related"], &old["related"]));
         errors
     }
 }

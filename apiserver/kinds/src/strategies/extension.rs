@@ -1,19 +1,17 @@
-//! The API's own extension points.
+//! The API's own extension points: webhooks and aggregated servers.
 //!
-//! Upstream: `apiextensions-apiserver/pkg/{registry/customresourcedefinition/strategy.go,apis/apiextensions/validation}`,
-//! `pkg/apis/admissionregistration/validation`, `kube-aggregator/pkg/apis/apiregistration/validation` (v1.33).
+//! Upstream: `pkg/apis/admissionregistration/validation`, `kube-aggregator/pkg/apis/apiregistration/validation` (v1.33).
 
 use std::collections::BTreeSet;
 
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use api::names;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::strategy::{prepare_for_create, prepare_for_update};
 use crate::meta::validate_object_meta_update;
-use crate::validation::field::{immutable, invalid, label_selector, one_of, optional_one_of, required, with};
-use crate::value::{child, flag, int, is_set, list, set, text};
+use crate::validation::field::{invalid, label_selector, optional_one_of, required, with};
+use crate::value::{flag, int, is_set, list, text};
 use crate::{Kind, Strategy};
 
 pub struct ApiService;
@@ -125,7 +123,7 @@ fn fully_qualified(path: &Path, name: &str) -> ErrorList {
     if whole { Vec::new() } else { vec![Error::invalid(path, name, "should be a domain with at least three segments separated by dots")] }
 }
 
-fn review_versions(path: &Path, versions: &[Value]) -> ErrorList {
+pub(super) fn review_versions(path: &Path, versions: &[Value]) -> ErrorList {
     if versions.is_empty() {
         return vec![Error::required(path, "must specify one of v1, v1beta1")];
     }
@@ -239,7 +237,7 @@ fn rule_resources(path: &Path, resources: &[Value]) -> ErrorList {
     errors
 }
 
-fn webhook_url(path: &Path, url: &str) -> ErrorList {
+pub(super) fn webhook_url(path: &Path, url: &str) -> ErrorList {
     const FORM: &str = "; desired format: https://host[/path]";
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (rest, fragment) = rest.split_once('#').unwrap_or((rest, ""));
@@ -265,7 +263,7 @@ fn webhook_url(path: &Path, url: &str) -> ErrorList {
     errors
 }
 
-fn webhook_service(path: &Path, service: &Value) -> ErrorList {
+pub(super) fn webhook_service(path: &Path, service: &Value) -> ErrorList {
     let mut errors = Vec::new();
     // Upstream's caller hands the two over in the wrong order; both texts stay right, their places change.
     for (field, from) in [("name", "/namespace"), ("namespace", "/name")] {
@@ -296,90 +294,6 @@ fn webhook_service(path: &Path, service: &Value) -> ErrorList {
         }
         let messages = names::is_dns1123_subdomain(step);
         errors.extend(messages.into_iter().map(|m| Error::invalid(&path, url, format!("segment[{index}]: {m}"))));
-    }
-    errors
-}
-
-pub struct ResourceDefinition;
-
-impl Strategy for ResourceDefinition {
-    fn prepare_for_create(&self, kind: &Kind, object: &mut Value) {
-        prepare_for_create(kind, object);
-        remember_storage_version(object);
-    }
-
-    fn prepare_for_update(&self, kind: &Kind, new: &mut Value, old: &Value) {
-        prepare_for_update(kind, new, old);
-        remember_storage_version(new);
-    }
-
-    fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        let path = Path::new("spec");
-        let (name, group) = (text(object, "/metadata/name"), text(object, "/spec/group"));
-        let wanted = format!("{}.{group}", text(object, "/spec/names/plural"));
-        let mut errors = Vec::new();
-        if name != wanted {
-            let detail = r#"must be spec.names.plural+"."+spec.group"#;
-            errors.push(Error::invalid(&Path::new("metadata").child("name"), name, detail));
-        }
-        if group.is_empty() {
-            errors.push(Error::required(&path.child("group"), ""));
-        } else {
-            errors.extend(invalid(&path.child("group"), group, names::is_dns1123_subdomain(group)));
-            if !group.contains('.') {
-                errors.push(Error::invalid(&path.child("group"), group, "should be a domain with at least one dot"));
-            }
-        }
-        let scope = object.pointer("/spec/scope").and_then(Value::as_str);
-        errors.extend(one_of(&path.child("scope"), scope, &["Cluster", "Namespaced"]));
-        errors.extend(versions(&path.child("versions"), list(object, "/spec/versions")));
-        for field in ["plural", "singular", "kind", "listKind"] {
-            let value = text(object, &format!("/spec/names/{field}"));
-            let lower = value.to_lowercase();
-            let path = path.child("names").child(field);
-            errors.extend(if value.is_empty() { required(&path, "") } else { invalid(&path, value, names::is_dns1035_label(&lower)) });
-        }
-        errors
-    }
-
-    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.validate(kind, new);
-        for pointer in ["group", "scope"] {
-            errors.extend(immutable(&Path::new("spec").child(pointer), &new["spec"][pointer], &old["spec"][pointer]));
-        }
-        errors
-    }
-}
-
-/// Objects may still be stored in every version that ever was the storage version.
-fn remember_storage_version(object: &mut Value) {
-    let storage = list(object, "/spec/versions").iter().find(|version| flag(version, "/storage"));
-    let Some(name) = storage.map(|version| version["name"].clone()) else { return };
-    let mut stored = list(object, "/status/storedVersions").to_vec();
-    if !stored.contains(&name) {
-        stored.push(name);
-        set(child(object, "status"), "storedVersions", json!(stored));
-    }
-}
-
-fn versions(path: &Path, versions: &[Value]) -> ErrorList {
-    let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (index, version) in versions.iter().enumerate() {
-        let path = path.index(index);
-        let name = text(version, "/name");
-        errors.extend(invalid(&path.child("name"), name, names::is_dns1035_label(name)));
-        if !seen.insert(name) {
-            errors.push(Error::invalid(&path.child("name"), name, "must contain unique version names"));
-        }
-        if !is_set(version, "/schema/openAPIV3Schema") {
-            errors.push(Error::required(&path.child("schema").child("openAPIV3Schema"), "schemas are required"));
-        }
-    }
-    let storage = versions.iter().filter(|version| flag(version, "/storage")).count();
-    if storage != 1 {
-        let detail = "must have exactly one version marked as storage version";
-        errors.push(Error::invalid(path, Value::Array(versions.to_vec()), detail));
     }
     errors
 }

@@ -6,6 +6,7 @@ use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1 as core;
 use serde_json::{Value, json};
 
+use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_create, prepare_for_status_update};
 use crate::validation::field::{with, with_both};
 use crate::validation::pod;
@@ -39,16 +40,19 @@ impl Strategy for Pod {
         with(object, pod::pod)
     }
 
-    fn validate_update(&self, _kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        with_both(new, old, pod::update)
+    fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        errors.extend(self.validate_whole(kind, new));
+        errors.extend(with_both(new, old, pod::update));
+        errors
     }
 
-    fn validate_status_update(&self, _kind: &Kind, new: &Value, old: &Value) -> ErrorList {
-        let path = Path::new("status").child("nodeName");
-        match (text(new, "/spec/nodeName"), text(old, "/spec/nodeName")) {
-            (new, old) if new != old => vec![Error::forbidden(&path, "may not be changed directly")],
-            _ => Vec::new(),
+    fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = validate_object_meta_update(kind, new, old);
+        if text(new, "/spec/nodeName") != text(old, "/spec/nodeName") {
+            errors.push(Error::forbidden(&Path::new("status").child("nodeName"), "may not be changed directly"));
         }
+        errors
     }
 
     /// A pod that no kubelet holds, or that has ended, goes at once.
@@ -90,7 +94,7 @@ pub struct PodTemplate;
 impl Strategy for PodTemplate {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         with(object, |object: &core::PodTemplate| {
-            object.template.as_ref().map_or(Vec::new(), |template| pod::template(&Path::new("template"), template))
+            pod::template(&Path::new("template"), &object.template.clone().unwrap_or_default())
         })
     }
 }

@@ -17,7 +17,7 @@ use crate::validation::field::{
 };
 use crate::validation::source::{self, ORDER, driver_name};
 use crate::validation::{scheduling, volume};
-use crate::value::{int, is_set, list, map, remove, set, text};
+use crate::value::{child, int, is_set, list, map, remove, set, text};
 use crate::{Kind, Strategy};
 
 const RECLAIM: &[&str] = &["Delete", "Recycle", "Retain"];
@@ -130,10 +130,12 @@ impl Strategy for Claim {
     fn prepare_for_create(&self, kind: &Kind, object: &mut Value) {
         prepare_for_create(kind, object);
         set(object, "status", json!({"phase": "Pending"}));
+        agree_on_origin(child(object, "spec"), None);
     }
 
     fn prepare_for_update(&self, kind: &Kind, new: &mut Value, old: &Value) {
         prepare_for_update(kind, new, old);
+        agree_on_origin(child(new, "spec"), Some(&old["spec"]));
     }
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
@@ -170,6 +172,29 @@ impl Strategy for Claim {
         }
         errors.extend(immutable(&Path::new("volumeMode"), &new["spec"]["volumeMode"], &old["spec"]["volumeMode"]));
         errors
+    }
+}
+
+/// `dataSource` names a claim or a snapshot and nothing else, and says the same as `dataSourceRef` where only one is given.
+fn agree_on_origin(spec: &mut Value, old: Option<&Value>) {
+    let known = |spec: &Value| {
+        let group = spec.pointer("/dataSource/apiGroup").and_then(Value::as_str).unwrap_or("");
+        matches!((group, text(spec, "/dataSource/kind")), ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot"))
+    };
+    let as_before = old.is_some_and(|old| is_set(old, "/dataSource") && old["dataSource"] == spec["dataSource"]);
+    if !known(spec) && !as_before {
+        remove(spec, "dataSource");
+    }
+    match (is_set(spec, "/dataSource"), is_set(spec, "/dataSourceRef")) {
+        (true, false) => {
+            let origin = spec["dataSource"].clone();
+            set(spec, "dataSourceRef", origin);
+        }
+        (false, true) if !is_set(spec, "/dataSourceRef/namespace") => {
+            let origin = spec["dataSourceRef"].clone();
+            set(spec, "dataSource", origin);
+        }
+        _ => {}
     }
 }
 
@@ -260,7 +285,7 @@ fn topologies(path: &Path, terms: &[Value]) -> ErrorList {
                 errors.push(Error::duplicate(&path.child("key"), key));
             }
         }
-        if seen.contains(&expressions) {
+        if expressions.is_empty() || seen.contains(&expressions) {
             errors.push(Error::duplicate(&path.child("matchLabelExpressions"), ""));
         }
         seen.push(expressions);
@@ -280,7 +305,7 @@ impl Strategy for CsiDriver {
             }
         }
         for mode in list(object, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str) {
-            errors.extend(optional_one_of(&path.child("volumeLifecycleModes"), Some(mode), &["Ephemeral", "Persistent"]));
+            errors.extend(optional_one_of(&path.child("volumeLifecycleModes"), Some(mode), &["Persistent", "Ephemeral"]));
         }
         let policy = object.pointer("/spec/fsGroupPolicy").and_then(Value::as_str);
         errors.extend(optional_one_of(&path.child("fsGroupPolicy"), policy, &["File", "None", "ReadWriteOnceWithFSType"]));

@@ -78,6 +78,13 @@ pub fn init_containers(path: &Path, init: &[Container], regular: &[Container], v
     errors
 }
 
+/// In pods, though not in templates, an image has no space around it.
+pub fn trimmed_images(path: &Path, containers: &[Container]) -> ErrorList {
+    let images = containers.iter().map(|container| container.image.as_deref().unwrap_or("")).enumerate();
+    let padded = images.filter(|(_, image)| image.trim() != *image);
+    padded.map(|(index, image)| Error::invalid(&path.index(index).child("image"), image, "must not have leading or trailing whitespace")).collect()
+}
+
 fn common(path: &Path, container: &Container, volumes: &VolumeNames) -> ErrorList {
     let mut errors = Vec::new();
     if container.name.is_empty() {
@@ -88,8 +95,6 @@ fn common(path: &Path, container: &Container, volumes: &VolumeNames) -> ErrorLis
     let image = container.image.as_deref().unwrap_or("");
     if image.is_empty() {
         errors.push(Error::required(&path.child("image"), ""));
-    } else if image != image.trim() {
-        errors.push(Error::invalid(&path.child("image"), image, "must not have leading or trailing whitespace"));
     }
     let policy = container.termination_message_policy.as_deref();
     errors.extend(optional_one_of(&path.child("terminationMessagePolicy"), policy, &["File", "FallbackToLogsOnError"]));
@@ -98,7 +103,7 @@ fn common(path: &Path, container: &Container, volumes: &VolumeNames) -> ErrorLis
     errors.extend(env_from(path, container));
     let mounts = container.volume_mounts.as_deref().unwrap_or_default();
     let devices = container.volume_devices.as_deref().unwrap_or_default();
-    errors.extend(volume_mounts(&path.child("volumeMounts"), mounts, devices, volumes));
+    errors.extend(volume_mounts(&path.child("volumeMounts"), container, devices, volumes));
     errors.extend(volume_devices(&path.child("volumeDevices"), devices, mounts, volumes));
     let pull = container.image_pull_policy.as_deref();
     errors.extend(one_of(&path.child("imagePullPolicy"), pull, &["Always", "IfNotPresent", "Never"]));
@@ -247,14 +252,17 @@ pub fn field_ref(path: &Path, api_version: Option<&str>, field: &str, allowed: &
     if field.is_empty() {
         return vec![Error::required(&path.child("fieldPath"), "")];
     }
-    let path = path.child("fieldPath");
     if let Some((head, key)) = field.strip_suffix("']").and_then(|field| field.split_once("['")) {
         return match head {
-            "metadata.annotations" => invalid(&path, key, names::is_qualified_name(&key.to_lowercase())),
-            "metadata.labels" => invalid(&path, key, names::is_qualified_name(key)),
-            _ => vec![Error::invalid(&path, field, "does not support subscript")],
+            "metadata.annotations" => invalid(path, key, names::is_qualified_name(&key.to_lowercase())),
+            "metadata.labels" => invalid(path, key, names::is_qualified_name(key)),
+            _ => {
+                let detail = format!("error converting fieldPath: field label does not support subscript: {field}");
+                vec![Error::invalid(&path.child("fieldPath"), field, detail)]
+            }
         };
     }
+    let path = path.child("fieldPath");
     const KNOWN: &[&str] = &["metadata.annotations", "metadata.labels", "spec.restartPolicy", "spec.schedulerName", "status.phase"];
     if allowed.contains(&field) {
         Vec::new()
@@ -279,19 +287,27 @@ pub fn resource_field_ref(path: &Path, reference: &ResourceFieldSelector, in_vol
             errors.push(Error::not_supported(&path.child("resource"), resource, ENV_RESOURCES));
         }
     }
-    let divisor = reference.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
-    let valid: &[&str] = match reference.resource.rsplit('.').next() {
-        Some("cpu") => &["0", "1", "1m"],
-        _ => &["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"],
-    };
-    if errors.is_empty() && !valid.contains(&divisor) {
-        let what = if valid.len() == 3 { "only divisor's values 1m and 1 are supported with the cpu resource".to_owned() } else {
-            let name = reference.resource.rsplit('.').next().unwrap_or("");
-            format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {name} resource")
-        };
-        errors.push(Error::invalid(&path.child("divisor"), divisor, what));
-    }
+    errors.extend(divisor(&path.child("divisor"), reference));
     errors
+}
+
+fn divisor(path: &Path, reference: &ResourceFieldSelector) -> ErrorList {
+    let amount = reference.divisor.as_ref().map_or("0", |divisor| divisor.0.as_str());
+    let resource = reference.resource.as_str();
+    let words = match resource.split_once('.').map_or("", |(_, name)| name) {
+        "cpu" if matches!(amount, "0" | "1" | "1m") => return Vec::new(),
+        "cpu" => return vec![Error::invalid(path, resource, "only divisor's values 1m and 1 are supported with the cpu resource")],
+        "memory" => "memory",
+        "ephemeral-storage" => "local ephemeral storage",
+        name if name.starts_with("hugepages-") => "hugepages",
+        _ => return Vec::new(),
+    };
+    const UNITS: &[&str] = &["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    if UNITS.contains(&amount) {
+        return Vec::new();
+    }
+    let detail = format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {words} resource");
+    vec![Error::invalid(path, resource, detail)]
 }
 
 fn env_from(path: &Path, container: &Container) -> ErrorList {
@@ -317,11 +333,13 @@ fn env_from(path: &Path, container: &Container) -> ErrorList {
     errors
 }
 
-fn volume_mounts(path: &Path, mounts: &[VolumeMount], devices: &[VolumeDevice], volumes: &VolumeNames) -> ErrorList {
+/// Some of upstream's paths leave out which mount it is.
+fn volume_mounts(all: &Path, container: &Container, devices: &[VolumeDevice], volumes: &VolumeNames) -> ErrorList {
+    let privileged = container.security_context.as_ref().and_then(|context| context.privileged) == Some(true);
     let mut errors = Vec::new();
     let mut paths = BTreeSet::new();
-    for (index, mount) in mounts.iter().enumerate() {
-        let path = path.index(index);
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let path = all.index(index);
         errors.extend(required(&path.child("name"), &mount.name));
         if !volumes.contains_key(mount.name.as_str()) {
             errors.push(Error::not_found(&path.child("name"), mount.name.as_str()));
@@ -338,13 +356,17 @@ fn volume_mounts(path: &Path, mounts: &[VolumeMount], devices: &[VolumeDevice], 
             errors.push(Error::invalid(&path.child("mountPath"), mount.mount_path.as_str(), detail));
         }
         let (sub, expr) = (mount.sub_path.as_deref().unwrap_or(""), mount.sub_path_expr.as_deref().unwrap_or(""));
-        errors.extend(local_descending_path(&path.child("subPath"), sub));
+        errors.extend(local_descending_path(&all.child("subPath"), sub));
         if !expr.is_empty() && !sub.is_empty() {
             errors.push(Error::invalid(&path.child("subPathExpr"), expr, "subPathExpr and subPath are mutually exclusive"));
         }
-        errors.extend(local_descending_path(&path.child("subPathExpr"), expr));
+        errors.extend(local_descending_path(&all.child("subPathExpr"), expr));
         let modes = ["Bidirectional", "HostToContainer", "None"];
-        errors.extend(optional_one_of(&path.child("mountPropagation"), mount.mount_propagation.as_deref(), &modes));
+        let (at, propagation) = (all.child("mountPropagation"), mount.mount_propagation.as_deref());
+        errors.extend(optional_one_of(&at, propagation, &modes));
+        if propagation == Some("Bidirectional") && !privileged {
+            errors.push(Error::forbidden(&at, "Bidirectional mount propagation is available only to privileged containers"));
+        }
     }
     errors
 }
@@ -541,8 +563,8 @@ fn http_get(path: &Path, get: &HTTPGetAction) -> ErrorList {
     let mut errors = required(&path.child("path"), get.path.as_deref().unwrap_or(""));
     errors.extend(port_or_name(&path.child("port"), &get.port));
     errors.extend(optional_one_of(&path.child("scheme"), get.scheme.as_deref(), &["HTTP", "HTTPS"]));
-    for (index, header) in get.http_headers.iter().flatten().enumerate() {
-        let path = path.child("httpHeaders").index(index).child("name");
+    for header in get.http_headers.iter().flatten() {
+        let path = path.child("httpHeaders");
         errors.extend(invalid(&path, &header.name, names::is_http_header_name(&header.name)));
     }
     errors

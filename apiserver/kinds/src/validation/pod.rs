@@ -7,10 +7,10 @@ use api::k8s_openapi::api::core::v1::{Container, Pod, PodDNSConfig, PodSecurityC
 use api::names;
 use serde_json::Value;
 
-use super::container::{containers, init_containers, local_profile, resource_amount, unix_id};
+use super::container::{containers, init_containers, local_profile, resource_amount, trimmed_images, unix_id};
 use super::field::{invalid, json, labels, one_of, optional_one_of};
 use super::scheduling::{affinity, spread_constraints, tolerations};
-use super::volume::{volume_names, volumes};
+use super::volume::volumes;
 use crate::meta::{validate_annotations, validate_labels};
 
 const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
@@ -18,9 +18,8 @@ const DNS_POLICIES: &[&str] = &["ClusterFirst", "ClusterFirstWithHostNet", "Defa
 /// A pod's spec, in a pod or in a template.
 pub fn spec(path: &Path, spec: &PodSpec) -> ErrorList {
     let all_volumes = spec.volumes.as_deref().unwrap_or_default();
-    let names = volume_names(all_volumes);
+    let (mut errors, names) = volumes(&path.child("volumes"), all_volumes);
     let init = spec.init_containers.as_deref().unwrap_or_default();
-    let mut errors = volumes(&path.child("volumes"), all_volumes);
     errors.extend(containers(&path.child("containers"), &spec.containers, &names));
     errors.extend(init_containers(&path.child("initContainers"), init, &spec.containers, &names));
     errors.extend(host_network_ports(path, spec));
@@ -196,7 +195,28 @@ fn classes(path: &Path, spec: &PodSpec) -> ErrorList {
 pub fn pod(pod: &Pod) -> ErrorList {
     let path = Path::new("spec");
     let Some(pod_spec) = &pod.spec else { return vec![Error::required(&path.child("containers"), "")] };
-    spec(&path, pod_spec)
+    let mut errors = spec(&path, pod_spec);
+    errors.extend(account_tokens(&path.child("volumes"), pod_spec));
+    errors.extend(trimmed_images(&path.child("containers"), &pod_spec.containers));
+    errors.extend(trimmed_images(&path.child("initContainers"), pod_spec.init_containers.as_deref().unwrap_or_default()));
+    errors
+}
+
+/// A token is an account's.
+fn account_tokens(path: &Path, spec: &PodSpec) -> ErrorList {
+    let mut errors = Vec::new();
+    if !spec.service_account_name.as_deref().unwrap_or("").is_empty() {
+        return errors;
+    }
+    for (index, volume) in spec.volumes.iter().flatten().enumerate() {
+        for (i, source) in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()).enumerate() {
+            if source.service_account_token.is_some() {
+                let path = path.index(index).child("projected").child("sources").index(i).child("serviceAccountToken");
+                errors.push(Error::forbidden(&path, "must not be specified when serviceAccountName is not set"));
+            }
+        }
+    }
+    errors
 }
 
 /// The template of a controller at `path`.
@@ -228,11 +248,11 @@ const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].imag
 `spec.tolerations` (only additions to existing tolerations),\
 `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
-/// Of a pod's spec only images, the deadline (downwards), tolerations (more) and a negative grace period may change.
+/// What differs, once both are valid: of a pod's spec only images, the deadline (downwards), tolerations (more) and a negative grace period may change.
 pub fn update(new: &Pod, old: &Pod) -> ErrorList {
     let path = Path::new("spec");
     let (Some(new_spec), Some(old_spec)) = (&new.spec, &old.spec) else { return Vec::new() };
-    let mut errors = pod(new);
+    let mut errors = Vec::new();
     for (name, now, was) in [
         ("containers", new_spec.containers.as_slice(), old_spec.containers.as_slice()),
         (
@@ -245,8 +265,23 @@ pub fn update(new: &Pod, old: &Pod) -> ErrorList {
             errors.push(Error::forbidden(&path.child(name), "pod updates may not add or remove containers"));
             return errors;
         }
+        for (index, container) in now.iter().enumerate() {
+            let path = path.child(name).index(index).child("image");
+            let image = container.image.as_deref().unwrap_or("");
+            if image.is_empty() {
+                errors.push(Error::required(&path, ""));
+            }
+            if image.trim() != image {
+                errors.push(Error::invalid(&path, image, "must not have leading or trailing whitespace"));
+            }
+        }
     }
-    errors.extend(deadline_update(&path, new_spec.active_deadline_seconds, old_spec.active_deadline_seconds));
+    let late = deadline_update(&path, new_spec.active_deadline_seconds, old_spec.active_deadline_seconds);
+    let stop = !late.is_empty() && new_spec.active_deadline_seconds.is_some();
+    errors.extend(late);
+    if stop {
+        return errors;
+    }
     errors.extend(tolerations_update(
         &path.child("tolerations"),
         new_spec.tolerations.as_deref().unwrap_or_default(),

@@ -16,15 +16,11 @@ const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclu
 const DOWNWARD_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
-/// Names of the volumes containers may mount; `true` for those that may be block devices.
-pub fn volume_names(volumes: &[Volume]) -> VolumeNames<'_> {
+/// What is wrong with the volumes, and the names of those that containers may mount: the valid ones; `true` if they may be block devices.
+pub fn volumes<'a>(path: &Path, volumes: &'a [Volume]) -> (ErrorList, VolumeNames<'a>) {
     let block = |v: &Volume| v.persistent_volume_claim.is_some() || v.ephemeral.is_some() || v.image.is_some();
-    volumes.iter().map(|volume| (volume.name.as_str(), block(volume))).collect()
-}
-
-pub fn volumes(path: &Path, volumes: &[Volume]) -> ErrorList {
     let mut errors = Vec::new();
-    let mut seen = BTreeSet::new();
+    let mut seen = VolumeNames::new();
     for (index, volume) in volumes.iter().enumerate() {
         let path = path.index(index);
         let name = path.child("name");
@@ -34,16 +30,15 @@ pub fn volumes(path: &Path, volumes: &[Volume]) -> ErrorList {
         } else {
             wrong.extend(invalid(&name, &volume.name, names::is_dns1123_label(&volume.name)));
         }
-        if seen.contains(volume.name.as_str()) {
+        if seen.contains_key(volume.name.as_str()) {
             wrong.push(Error::duplicate(&name, volume.name.as_str()));
         }
-        // As upstream, only a valid volume takes its name.
         if wrong.is_empty() {
-            seen.insert(volume.name.as_str());
+            seen.insert(volume.name.as_str(), block(volume));
         }
         errors.extend(wrong);
     }
-    errors
+    (errors, seen)
 }
 
 /// Exactly one source, and that one valid.

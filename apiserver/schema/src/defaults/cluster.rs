@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{at, each, filled_number, given, is_empty, number, set, text, text_of};
+use super::{at, each, filled_number, given, is_empty, number, rounded, set, text, text_of};
 
 /// Every namespace carries its name as a label, for selectors.
 pub fn namespace(namespace: &mut Value) {
@@ -16,14 +16,34 @@ pub fn namespace(namespace: &mut Value) {
 
 /// A node offers all it has, unless it says otherwise.
 pub fn node(node: &mut Value) {
+    pod_range(at(node, "spec"));
     let status = at(node, "status");
+    for side in ["capacity", "allocatable"] {
+        given(status, side).into_iter().for_each(rounded);
+    }
     let capacity = status.get("capacity").filter(|c| c.is_object()).cloned();
     if let Some(capacity) = capacity {
         set(status, "allocatable", capacity);
     }
 }
 
+/// `podCIDR` and the first of `podCIDRs` say the same; the old field has the last word.
+fn pod_range(spec: &mut Value) {
+    let (one, first) = (text_of(spec, "podCIDR").to_owned(), spec.pointer("/podCIDRs/0").and_then(Value::as_str).unwrap_or_default().to_owned());
+    let Some(fields) = spec.as_object_mut() else { return };
+    if !one.is_empty() && one != first {
+        fields.insert("podCIDRs".to_owned(), vec![one].into());
+    } else if one.is_empty() && !first.is_empty() {
+        fields.insert("podCIDR".to_owned(), first.into());
+    }
+}
+
 pub fn limit_range(range: &mut Value) {
+    for item in each(at(range, "spec"), "limits") {
+        for side in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+            given(item, side).into_iter().for_each(rounded);
+        }
+    }
     for item in each(at(range, "spec"), "limits").filter(|item| text_of(item, "type") == "Container") {
         fill(item, "default", "max");
         fill(item, "defaultRequest", "default");

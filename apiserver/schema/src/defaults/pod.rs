@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{at, each, filled_number, flag, given, is_absent, is_empty, number, set, text, text_of};
+use super::{at, each, filled_number, flag, given, is_absent, is_empty, number, rounded, set, text, text_of};
 
 pub fn pod(pod: &mut Value) {
     let spec = at(pod, "spec");
@@ -69,6 +69,11 @@ fn service_account(spec: &mut Value) {
 }
 
 fn container(container: &mut Value) {
+    if let Some(resources) = given(container, "resources") {
+        for side in ["limits", "requests"] {
+            given(resources, side).into_iter().for_each(rounded);
+        }
+    }
     let policy = pull_policy(text_of(container, "image"));
     text(container, "imagePullPolicy", policy);
     text(container, "terminationMessagePath", "/dev/termination-log");
@@ -93,7 +98,27 @@ fn container(container: &mut Value) {
 fn pull_policy(image: &str) -> &'static str {
     let name = image.rsplit_once('/').map_or(image, |(_, name)| name);
     let fixed = image.contains('@') || name.split_once(':').is_some_and(|(_, tag)| tag != "latest");
-    if fixed { "IfNotPresent" } else { "Always" }
+    if fixed || !is_reference(image) { "IfNotPresent" } else { "Always" }
+}
+
+/// Whether an image's name is one: upstream finds no tag in what isn't.
+fn is_reference(image: &str) -> bool {
+    const LONGEST: usize = 255;
+    let (name, tag) = match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (image, None),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let tag_fits = tag.is_none_or(|tag| tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || ".-".contains(c)));
+    let path = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
+        _ => name,
+    };
+    let part_fits = |part: &str| {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        part.starts_with(plain) && part.ends_with(plain) && part.chars().all(|c| plain(c) || "._-".contains(c)) && !part.contains("..") && !part.contains("___")
+    };
+    tag_fits && name.len() <= LONGEST && path.split('/').all(part_fits)
 }
 
 fn probe(probe: &mut Value) {
