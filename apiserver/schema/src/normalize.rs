@@ -45,7 +45,12 @@ fn of_kind(value: &mut Value, kind: Kind) {
             }
         }
         (Kind::List(element), Value::Array(items)) => items.iter_mut().for_each(|item| element_of(item, *element)),
-        (Kind::Map(element), Value::Object(map)) => map.values_mut().for_each(|item| element_of(item, *element)),
+        (Kind::Map(element), Value::Object(map)) => {
+            map.values_mut().for_each(|item| element_of(item, *element));
+            if matches!(*element, Kind::Quantity) {
+                map.values_mut().for_each(rounded);
+            }
+        }
         (Kind::PropsOrBool | Kind::PropsOrArray | Kind::PropsOrStrings, Value::Object(map)) => {
             if let Some(t) = props() {
                 structure(map, t);
@@ -69,6 +74,16 @@ fn text(value: &mut Value, kind: Kind) {
         && value.as_str() != Some(&canonical)
     {
         *value = Value::String(canonical);
+    }
+}
+
+/// Amounts of resources count in thousandths and no finer: what is, is rounded up. Upstream: `SetDefaults_ResourceList`.
+fn rounded(amount: &mut Value) {
+    let finer = amount.as_str().filter(|text| text.ends_with(['n', 'u']));
+    if let Some(parsed) = finer.and_then(|text| api::Quantity::parse(text).ok())
+        && let Ok(milli) = i64::try_from(parsed.milli())
+    {
+        *amount = api::Quantity::from_milli(milli).to_string().into();
     }
 }
 

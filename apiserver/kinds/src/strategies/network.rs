@@ -188,7 +188,7 @@ impl Strategy for IngressClass {
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let path = Path::new("spec").child("controller");
         let mut errors = validate_object_meta_update(kind, new, old);
-        errors.extend(immutable(&path, &new["spec"]["controller"], &old["spec"]["controller"]));
+        errors.extend(immutable(&path, &text(new, "/spec/controller"), &text(old, "/spec/controller")));
         errors.extend(self.validate_whole(kind, new));
         errors
     }

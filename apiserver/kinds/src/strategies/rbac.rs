@@ -201,11 +201,21 @@ fn someone(object: &Value) -> ErrorList {
     Vec::new()
 }
 
+/// A question has no metadata.
+fn no_metadata(object: &Value, but: &[&str], detail: &str) -> ErrorList {
+    let blank = |value: &Value| value.is_null() || value == "";
+    let fields = object["metadata"].as_object().into_iter().flatten();
+    let set = fields.filter(|(name, value)| name.as_str() != "managedFields" && !but.contains(&name.as_str()) && !blank(value)).count();
+    if set == 0 { Vec::new() } else { vec![Error::invalid(&Path::new("metadata"), object["metadata"].clone(), detail)] }
+}
+
 pub struct SelfAccessReview;
 
 impl Strategy for SelfAccessReview {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        attributes(object)
+        let mut errors = attributes(object);
+        errors.extend(no_metadata(object, &[], "must be empty"));
+        errors
     }
 }
 
@@ -215,6 +225,7 @@ impl Strategy for AccessReview {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         let mut errors = attributes(object);
         errors.extend(someone(object));
+        errors.extend(no_metadata(object, &[], "must be empty"));
         errors
     }
 }
@@ -225,8 +236,9 @@ impl Strategy for LocalAccessReview {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         let mut errors = attributes(object);
         errors.extend(someone(object));
+        errors.extend(no_metadata(object, &["namespace"], "must be empty except for namespace"));
         let namespace = text(object, "/metadata/namespace");
-        if text(object, "/spec/resourceAttributes/namespace") != namespace {
+        if is_set(object, "/spec/resourceAttributes") && text(object, "/spec/resourceAttributes/namespace") != namespace {
             let path = Path::new("spec").child("resourceAttributes").child("namespace");
             errors.push(Error::invalid(&path, text(object, "/spec/resourceAttributes/namespace"), "must match metadata.namespace"));
         }

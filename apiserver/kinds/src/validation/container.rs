@@ -311,9 +311,10 @@ fn divisor(path: &Path, reference: &ResourceFieldSelector) -> ErrorList {
 }
 
 fn env_from(path: &Path, container: &Container) -> ErrorList {
+    let all = path.child("envFrom");
     let mut errors = Vec::new();
     for (index, source) in container.env_from.iter().flatten().enumerate() {
-        let path = path.child("envFrom").index(index);
+        let path = all.index(index);
         if let Some(prefix) = source.prefix.as_deref().filter(|prefix| !prefix.is_empty()) {
             errors.extend(invalid(&path.child("prefix"), prefix, names::is_relaxed_env_var_name(prefix)));
         }
@@ -325,9 +326,9 @@ fn env_from(path: &Path, container: &Container) -> ErrorList {
             errors.extend(required(&path.child(child).child("name"), name));
         }
         match references.iter().filter(|(_, name)| name.is_some()).count() {
-            0 => errors.push(Error::invalid(&path, "", "must specify one of: `configMapRef` or `secretRef`")),
+            0 => errors.push(Error::invalid(&all, "", "must specify one of: `configMapRef` or `secretRef`")),
             1 => {}
-            _ => errors.push(Error::invalid(&path, "", "may not have more than one field specified at a time")),
+            _ => errors.push(Error::invalid(&all, "", "may not have more than one field specified at a time")),
         }
     }
     errors

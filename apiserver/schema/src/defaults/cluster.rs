@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{at, each, filled_number, given, is_empty, number, rounded, set, text, text_of};
+use super::{at, each, filled_number, given, is_empty, number, set, text, text_of};
 
 /// Every namespace carries its name as a label, for selectors.
 pub fn namespace(namespace: &mut Value) {
@@ -18,9 +18,6 @@ pub fn namespace(namespace: &mut Value) {
 pub fn node(node: &mut Value) {
     pod_range(at(node, "spec"));
     let status = at(node, "status");
-    for side in ["capacity", "allocatable"] {
-        given(status, side).into_iter().for_each(rounded);
-    }
     let capacity = status.get("capacity").filter(|c| c.is_object()).cloned();
     if let Some(capacity) = capacity {
         set(status, "allocatable", capacity);
@@ -39,11 +36,6 @@ fn pod_range(spec: &mut Value) {
 }
 
 pub fn limit_range(range: &mut Value) {
-    for item in each(at(range, "spec"), "limits") {
-        for side in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
-            given(item, side).into_iter().for_each(rounded);
-        }
-    }
     for item in each(at(range, "spec"), "limits").filter(|item| text_of(item, "type") == "Container") {
         fill(item, "default", "max");
         fill(item, "defaultRequest", "default");

@@ -142,18 +142,6 @@ fn filled_number(value: &mut Value, key: &str, default: i64) {
     set(value, key, default);
 }
 
-/// Amounts of resources count in thousandths and no finer: what is, is rounded up.
-fn rounded(amounts: &mut Value) {
-    for amount in amounts.as_object_mut().into_iter().flat_map(|map| map.values_mut()) {
-        let finer = amount.as_str().filter(|text| text.ends_with(['n', 'u']));
-        if let Some(parsed) = finer.and_then(|text| api::Quantity::parse(text).ok())
-            && let Ok(milli) = i64::try_from(parsed.milli())
-        {
-            *amount = api::Quantity::from_milli(milli).to_string().into();
-        }
-    }
-}
-
 fn flag(value: &mut Value, key: &str, default: bool) {
     set(value, key, default);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{at, each, filled_number, flag, given, is_absent, is_empty, number, rounded, set, text, text_of};
+use super::{at, each, filled_number, flag, given, is_absent, is_empty, number, set, text, text_of};
 
 pub fn pod(pod: &mut Value) {
     let spec = at(pod, "spec");
@@ -69,11 +69,6 @@ fn service_account(spec: &mut Value) {
 }
 
 fn container(container: &mut Value) {
-    if let Some(resources) = given(container, "resources") {
-        for side in ["limits", "requests"] {
-            given(resources, side).into_iter().for_each(rounded);
-        }
-    }
     let policy = pull_policy(text_of(container, "image"));
     text(container, "imagePullPolicy", policy);
     text(container, "terminationMessagePath", "/dev/termination-log");

@@ -47,9 +47,14 @@ pub fn stateful_set(set_: &mut Value) {
     number(spec, "revisionHistoryLimit", 10);
     text(spec, "podManagementPolicy", "OrderedReady");
     let strategy = at(spec, "updateStrategy");
-    text(strategy, "type", "RollingUpdate");
-    if text_of(strategy, "type") == "RollingUpdate" {
-        number(at(strategy, "rollingUpdate"), "partition", 0);
+    if is_empty(strategy, "type") {
+        text(strategy, "type", "RollingUpdate");
+        at(strategy, "rollingUpdate");
+    }
+    if text_of(strategy, "type") == "RollingUpdate"
+        && let Some(rolling) = given(strategy, "rollingUpdate")
+    {
+        number(rolling, "partition", 0);
     }
     let retention = at(spec, "persistentVolumeClaimRetentionPolicy");
     text(retention, "whenDeleted", "Retain");
