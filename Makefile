@@ -3,6 +3,7 @@
 # make test    unit tests of all crates, then tests on real clusters
 # make bench   ours beside stock Kubernetes: make bench STOCK=<folder with stock's bin/>
 # make conformance   Kubernetes' own suite: [FOCUS=regex] [TESTS=file of names] [STOCK=folder where it is built]
+# make stock-diff  what stock answers to the same requests: make stock-diff STOCK=<its kubeconfig>
 # make lint    formatting, clippy, licences and advisories
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ WORKERS ?= 2
 # Programs that run in images of their own, without any library beneath them.
 STATIC := pause dns
 
-.PHONY: help setup build up down status test unit cluster-test bench conformance lint
+.PHONY: help setup build up down status test unit cluster-test bench stock-diff conformance lint
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -50,6 +51,12 @@ cluster-test: build
 bench: build
 	@test -n "$(STOCK)" || { echo "say where stock's binaries are: make bench STOCK=<folder with bin/>"; exit 2; }
 	$(BIN)/bench --stock $(STOCK)
+
+# The same requests to ours and to a running stock control plane, whose kubeconfig names its server by address.
+stock-diff: build
+	@test -n "$(STOCK)" || { echo "say where stock's kubeconfig is: make stock-diff STOCK=<file>"; exit 2; }
+	@$(CORACLE) up --name stockdiff --workers 0; $(BIN)/stockdiff --ours /var/lib/coracle/stockdiff/admin.conf --stock $(STOCK); \
+	code=$$?; $(CORACLE) down --name stockdiff; exit $$code
 
 conformance: build
 	@FOCUS='$(FOCUS)' TESTS='$(TESTS)' STOCK='$(STOCK)' tests/conformance/conformance $(BIN)

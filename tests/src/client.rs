@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use base64::Engine;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -21,6 +22,31 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Holds ca.crt, admin.crt, admin.key.
     pub pki: PathBuf,
+}
+
+impl Endpoint {
+    /// The current server of a kubeconfig, which must name it by address. Certificates inside the file are written to `dir`.
+    pub fn of_kubeconfig(file: &Path, dir: &Path) -> Result<Endpoint> {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let config: serde_json::Value = serde_yaml::from_str(&text).with_context(|| format!("{} is not YAML", file.display()))?;
+        let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
+        let server = cluster["server"].as_str().context("a server")?.trim_start_matches("https://");
+        let rows = [
+            (cluster, "certificate-authority", "ca.crt"),
+            (user, "client-certificate", "admin.crt"),
+            (user, "client-key", "admin.key"),
+        ];
+        std::fs::create_dir_all(dir)?;
+        for (entry, field, name) in rows {
+            let content = match (entry[field].as_str(), entry[format!("{field}-data")].as_str()) {
+                (Some(path), _) => std::fs::read(path).with_context(|| format!("read {path}"))?,
+                (None, Some(data)) => base64::engine::general_purpose::STANDARD.decode(data)?,
+                (None, None) => bail!("{} has no {field}", file.display()),
+            };
+            std::fs::write(dir.join(name), content)?;
+        }
+        Ok(Endpoint { address: server.parse().with_context(|| format!("{server} is no address"))?, pki: dir.to_owned() })
+    }
 }
 
 pub struct Client {
@@ -52,17 +78,28 @@ impl Client {
         Ok(Answer { status, body: collected.context("read the answer")?.to_bytes() })
     }
 
+    /// The same with a body of another type: a patch.
+    pub async fn send(&mut self, method: Method, path: &str, content_type: &str, body: impl Into<Bytes>) -> Result<Answer> {
+        let answer = self.open_as(method, path, content_type, body.into()).await?;
+        let status = answer.status().as_u16();
+        Ok(Answer { status, body: answer.into_body().collect().await.context("read the answer")?.to_bytes() })
+    }
+
     pub async fn get(&mut self, path: &str) -> Result<Answer> {
         self.request(Method::GET, path, Bytes::new()).await
     }
 
     /// A request whose answer's body is read piece by piece: a watch.
     pub async fn open(&mut self, method: Method, path: &str, body: Bytes) -> Result<http::Response<Incoming>> {
+        self.open_as(method, path, "application/json", body).await
+    }
+
+    async fn open_as(&mut self, method: Method, path: &str, content_type: &str, body: Bytes) -> Result<http::Response<Incoming>> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header("host", self.endpoint.address.to_string())
-            .header("content-type", "application/json")
+            .header("content-type", content_type)
             .header("accept", "application/json")
             .header("user-agent", "bench/1")
             .body(Full::new(body))?;

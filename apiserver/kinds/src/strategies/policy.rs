@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::meta::{validate_object_meta, validate_object_meta_update};
 use crate::validation::container::container_resource_name;
 use crate::validation::field::{
-    immutable, invalid, json as to_json, label_selector, non_negative, not_over_100_percent, optional_one_of,
+    immutable, invalid, json as to_json, label_selector, non_negative, not_over_100_percent, one_of, optional_one_of,
     positive_int_or_percent, with,
 };
 use crate::value::{int, is_set, list, text};
@@ -300,7 +300,7 @@ impl Strategy for PriorityClass {
         }
         let policies = ["PreemptLowerPriority", "Never"];
         let policy = object.get("preemptionPolicy").and_then(Value::as_str);
-        errors.extend(optional_one_of(&Path::new("preemptionPolicy"), policy, &policies));
+        errors.extend(policy.map_or(Vec::new(), |policy| one_of(&Path::new("preemptionPolicy"), Some(policy), &policies)));
         errors
     }
 

@@ -24,10 +24,6 @@ const STANDARD: &[&str] = &[
     "requests.memory", "requests.storage", "resourcequotas", "secrets", "services", "services.loadbalancers",
     "services.nodeports", "storage",
 ];
-const COUNTED: &[&str] = &[
-    "configmaps", "persistentvolumeclaims", "pods", "replicationcontrollers", "resourcequotas", "secrets", "services",
-    "services.loadbalancers", "services.nodeports",
-];
 const SCOPES: &[&str] =
     &["BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating"];
 
@@ -60,9 +56,6 @@ fn hard(path: &Path, amounts: &Option<BTreeMap<String, K8sQuantity>>) -> ErrorLi
         let path = path.key(name);
         errors.extend(quota_name(&path, name));
         errors.extend(resource_amount(&path, name, amount));
-        if COUNTED.contains(&name.as_str()) && !quantity(amount).is_integer() {
-            errors.push(Error::invalid(&path, amount.0.as_str(), "must be an integer"));
-        }
     }
     errors
 }

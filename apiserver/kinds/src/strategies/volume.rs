@@ -219,7 +219,8 @@ impl Strategy for StorageClass {
         }
         errors.extend(parameters(&Path::new("parameters"), object));
         let field = |name: &str| object.get(name).and_then(Value::as_str);
-        errors.extend(optional_one_of(&Path::new("reclaimPolicy"), field("reclaimPolicy"), &["Delete", "Retain"]));
+        let policy = field("reclaimPolicy").filter(|policy| !policy.is_empty());
+        errors.extend(optional_one_of(&Path::new("reclaimPolicy"), policy, &["Delete", "Retain"]));
         let modes = ["Immediate", "WaitForFirstConsumer"];
         errors.extend(match field("volumeBindingMode") {
             None => required(&Path::new("volumeBindingMode"), ""),
@@ -293,9 +294,23 @@ fn topologies(path: &Path, terms: &[Value]) -> ErrorList {
     errors
 }
 
+/// Upstream's strategies for drivers ask everything twice.
+fn twice(strategy: &dyn Strategy, kind: &Kind, object: &Value) -> ErrorList {
+    let mut errors = Vec::new();
+    for _ in 0..2 {
+        errors.extend(validate_object_meta(kind, object));
+        errors.extend(strategy.validate(kind, object));
+    }
+    errors
+}
+
 pub struct CsiDriver;
 
 impl Strategy for CsiDriver {
+    fn validate_whole(&self, kind: &Kind, object: &Value) -> ErrorList {
+        twice(self, kind, object)
+    }
+
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         let path = Path::new("spec");
         let mut errors = Vec::new();
@@ -327,6 +342,10 @@ impl Strategy for CsiDriver {
 pub struct CsiNode;
 
 impl Strategy for CsiNode {
+    fn validate_whole(&self, kind: &Kind, object: &Value) -> ErrorList {
+        twice(self, kind, object)
+    }
+
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         let mut errors = Vec::new();
         let mut seen = BTreeSet::new();
@@ -343,7 +362,6 @@ impl Strategy for CsiNode {
     /// What a driver has said of itself stays said.
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let mut errors = self.validate_whole(kind, new);
-        errors.extend(self.validate_whole(kind, new));
         for was in list(old, "/spec/drivers") {
             for now in list(new, "/spec/drivers").iter().filter(|now| now["name"] == was["name"] && *now != was) {
                 errors.push(Error::invalid(&Path::new("CSINodeDriver"), now.clone(), IMMUTABLE));

@@ -475,16 +475,24 @@ pub fn container_resource_name(path: &Path, name: &str) -> ErrorList {
     errors
 }
 
+/// Things, not amounts.
+const COUNTED: &[&str] = &[
+    "configmaps", "persistentvolumeclaims", "pods", "replicationcontrollers", "resourcequotas", "secrets", "services",
+    "services.loadbalancers", "services.nodeports",
+];
+
 /// Not negative; whole where the resource can't be divided.
 pub fn resource_amount(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorList {
     let parsed = quantity(amount);
+    let mut errors = Vec::new();
     if parsed.is_negative() {
-        return vec![Error::invalid(path, amount.0.as_str(), NOT_NEGATIVE)];
+        errors.push(Error::invalid(path, amount.0.as_str(), NOT_NEGATIVE));
     }
-    if name.contains('/') && !parsed.is_integer() {
-        return vec![Error::invalid(path, amount.0.as_str(), "must be an integer")];
+    let counted = COUNTED.contains(&name) || name.contains('/') && !name.split('/').next().unwrap_or_default().contains("kubernetes.io");
+    if counted && !parsed.is_integer() {
+        errors.push(Error::invalid(path, amount.0.as_str(), "must be an integer"));
     }
-    Vec::new()
+    errors
 }
 
 fn probe(path: &Path, probe: &Probe) -> ErrorList {

@@ -43,7 +43,7 @@ const DEFAULTS: &[(&str, &str, &str, Defaulter)] = &[
     ("storage.k8s.io", "*", "CSIDriver", storage::csi_driver),
     ("rbac.authorization.k8s.io", "*", "RoleBinding", cluster::binding),
     ("rbac.authorization.k8s.io", "*", "ClusterRoleBinding", cluster::binding),
-    ("scheduling.k8s.io", "*", "PriorityClass", |o| text(o, "preemptionPolicy", "PreemptLowerPriority")),
+    ("scheduling.k8s.io", "*", "PriorityClass", |o| set(o, "preemptionPolicy", "PreemptLowerPriority")),
     ("authentication.k8s.io", "*", "TokenRequest", |o| number(at(o, "spec"), "expirationSeconds", 3600)),
     ("admissionregistration.k8s.io", "*", "MutatingWebhookConfiguration", cluster::mutating_webhooks),
     ("admissionregistration.k8s.io", "*", "ValidatingWebhookConfiguration", cluster::validating_webhooks),
