@@ -25,7 +25,7 @@ use crate::pod::{ANNOTATION_TERMINATION_PATH, ANNOTATION_TERMINATION_POLICY, Pod
 use crate::probes::Probes;
 use crate::status;
 use crate::status_writer::StatusWriter;
-use crate::volumes;
+use crate::volumes::{self, limits};
 
 /// What the API says of the pod.
 #[derive(Clone)]
@@ -86,6 +86,8 @@ pub struct Worker {
     /// Crashes whose BackOff event is out.
     pub(crate) told: HashSet<String>,
     deleted: bool,
+    /// When its volumes were last measured.
+    measured: Option<Instant>,
 }
 
 impl Worker {
@@ -110,6 +112,7 @@ impl Worker {
             end_since: None,
             told: HashSet::new(),
             deleted: false,
+            measured: None,
             kubelet,
             desired,
             wake,
@@ -204,6 +207,11 @@ impl Worker {
             self.failure = Some(("DeadlineExceeded".into(), message));
             return Ok(Step::Again);
         }
+        if let Some(message) = self.over_limit(pod).await? {
+            self.kubelet.recorder.warning(&self.about, "Evicted", message.clone());
+            self.failure = Some(("Evicted".into(), message));
+            return Ok(Step::Again);
+        }
         self.probes.follow(pod, &observed, self.kubelet.host_ip());
         self.health = self.probes.health(pod, &observed);
         let inputs = plan::Inputs { pod, observed: &observed, health: &self.health, backoff: &self.backoff, now: Timestamp::now() };
@@ -222,7 +230,17 @@ impl Worker {
         }
         self.publish(pod, &observed, false);
         let refresh = self.volumes.values().filter_map(|v| v.refresh).min();
-        Ok(Step::Wait([plan.wake, self.retry, refresh, deadline].into_iter().flatten().min()))
+        let measure = limits::any(pod).then_some(limits::PERIOD);
+        Ok(Step::Wait([plan.wake, self.retry, refresh, deadline, measure].into_iter().flatten().min()))
+    }
+
+    async fn over_limit(&mut self, pod: &Arc<Pod>) -> Result<Option<String>> {
+        if !limits::any(pod) || self.measured.is_some_and(|at| at.elapsed() < limits::PERIOD) {
+            return Ok(None);
+        }
+        self.measured = Some(Instant::now());
+        let (root, pod) = (self.kubelet.config.root_dir.clone(), pod.clone());
+        Ok(tokio::task::spawn_blocking(move || limits::exceeded(&root, &pod)).await?)
     }
 
     /// Every container has ended for good: what is left (sidecars, the sandbox) is stopped before the phase is told.

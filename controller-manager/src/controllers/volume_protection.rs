@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use api::key::Key;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
+use kube::api::ListParams;
 use machinery::{Informer, Next, WorkQueue};
 
 use crate::context::Context;
@@ -36,10 +37,25 @@ pub async fn run_claims(context: Arc<Context>) -> anyhow::Result<()> {
     let client = context.client.clone();
     context.run("persistentvolumeclaim-protection-controller", queue, move |key| {
         let (client, claim) = (client.clone(), claims.get(&key));
-        let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| !pods::is_finished(pod));
-        async move { protect(&client, claim, CLAIM, used).await }
+        let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| keeps(pod));
+        async move {
+            // The cache may be late, and data depends on the answer.
+            let ends = claim.as_ref().is_some_and(|claim| meta::is_deleting(&**claim));
+            let used = used || (ends && is_used(&client, &key).await?);
+            protect(&client, claim, CLAIM, used).await
+        }
     })
     .await
+}
+
+/// A pod that has no node has mounted nothing, and no kubelet mounts a claim that is being deleted.
+fn keeps(pod: &Pod) -> bool {
+    !pods::is_finished(pod) && !pods::node(pod).is_empty()
+}
+
+async fn is_used(client: &kube::Client, claim: &Key) -> kube::Result<bool> {
+    let pods = kube::Api::<Pod>::namespaced(client.clone(), &claim.namespace).list(&ListParams::default()).await?;
+    Ok(pods.items.iter().any(|pod| keeps(pod) && claims_of(pod).contains(claim)))
 }
 
 pub fn index_by_claim(pods: &Informer<Pod>) {

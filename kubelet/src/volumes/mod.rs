@@ -9,6 +9,7 @@
 mod atomic;
 mod claim;
 pub mod directory;
+pub mod limits;
 mod payload;
 mod plain;
 pub mod subpath;

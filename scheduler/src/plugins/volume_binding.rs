@@ -165,7 +165,7 @@ impl<'c> Filter<'c> for Claims<'c> {
     fn filter(&self, node: &NodeInfo) -> Result<(), Reject> {
         let mut reasons: Vec<Reason> = Vec::new();
         if self.bound.iter().flatten().any(|volume| !reaches(volume, &node.name, node.labels())) {
-            reasons.push("node(s) had volume node affinity conflict".into());
+            reasons.push("node(s) didn't match PersistentVolume's node affinity".into());
         }
         if self.choose(node).is_none() {
             reasons.push(NO_VOLUME.into());
@@ -376,7 +376,7 @@ mod tests {
             (vec![claim("late", "", selected("n1"))], vec![], "n1"),
             (vec![claim("late", "", selected("gone"))], vec![], "2 node(s) didn't find available persistent volumes to bind"),
             (vec![claim("late", "a", none())], vec![on("a", "n1", "late")], "n1"),
-            (vec![claim("late", "a", none())], vec![on("a", "n3", "late")], "2 node(s) had volume node affinity conflict"),
+            (vec![claim("late", "a", none())], vec![on("a", "n3", "late")], "2 node(s) didn't match PersistentVolume's node affinity"),
             (vec![claim("late", "a", none())], vec![], "2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
         ] {
             assert_eq!(schedule(&world(claims, volumes)), expected);

@@ -14,6 +14,7 @@ mod reads;
 mod quota;
 mod rollout;
 mod services;
+mod storage;
 mod streams;
 mod verbs;
 mod writes;
@@ -105,6 +106,12 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         configuration::environment_and_volumes,
         configuration::limits_become_control_groups,
         configuration::service_account_token_works,
+        storage::claims_find_volumes,
+        storage::data_outlives_pods,
+        storage::a_kept_volume_is_kept,
+        storage::ephemeral_volumes_and_sub_paths,
+        storage::volumes_follow_their_sources,
+        storage::sidecars_and_hooks,
         network::names_and_services,
         network::loaded_image_runs,
         reads::proxies,
