@@ -86,6 +86,8 @@ async fn open_registry(config: &Config) -> anyhow::Result<Arc<Registry>> {
     let observe = move |kind: &'static Kind, key: &api::Key, new: Option<&serde_json::Value>| observer.observe(&kind.group_resource(), key, new);
     let (cache, changes) = Cache::load(KINDS.iter().filter(has_records), &*store, &*transformer, &observe).await.context("loading the store")?;
     let cache = Arc::new(cache);
+    let small = cache.clone();
+    tokio::spawn(async move { small.keep_small().await });
     let (following, followed, opener) = (cache.clone(), store.clone(), transformer.clone());
     tokio::spawn(async move { following.follow(&*followed, changes, &*opener, &observe).await });
     let addresses = Addresses::new(config.service_cluster_ip_range, config.service_node_port_range.clone());

@@ -26,7 +26,7 @@ use super::respond::{Answer, BoxError};
 use super::table::{self, Include};
 use crate::registry::Target;
 use crate::registry::cache::{Cache, Selection, Told};
-use crate::registry::record::{self, Record};
+use crate::registry::record::{self, Form, Record};
 
 const BATCH: usize = 256;
 /// As upstream: a bookmark a minute tells an idle watcher how far it is.
@@ -137,7 +137,7 @@ impl Watcher {
         let Ok(listing) = records.list(&self.request.selection, None, None, 0, cache.applied()) else { return out.freeze() };
         self.cursor = listing.revision;
         for record in &listing.records {
-            self.frame(&mut out, "ADDED", record);
+            self.frame(&mut out, "ADDED", record, Record::form);
         }
         if self.request.mark_initial {
             out.extend_from_slice(&self.bookmark(listing.revision, true));
@@ -154,9 +154,9 @@ impl Watcher {
                 for event in events {
                     self.cursor = event.revision;
                     match event.seen_through(&self.request.selection) {
-                        Some(Told::Added(record)) => self.frame(&mut out, "ADDED", &record),
-                        Some(Told::Modified(record)) => self.frame(&mut out, "MODIFIED", &record),
-                        Some(Told::Deleted(record)) => self.frame(&mut out, "DELETED", &record),
+                        Some(Told::Added(record)) => self.frame(&mut out, "ADDED", &record, Record::shared_form),
+                        Some(Told::Modified(record)) => self.frame(&mut out, "MODIFIED", &record, Record::shared_form),
+                        Some(Told::Deleted(record)) => self.frame(&mut out, "DELETED", &record, Record::shared_form),
                         None => {}
                     }
                 }
@@ -170,7 +170,7 @@ impl Watcher {
         out.freeze()
     }
 
-    fn frame(&mut self, out: &mut BytesMut, kind: &str, record: &Record) {
+    fn frame(&mut self, out: &mut BytesMut, kind: &str, record: &Record, encoded: fn(&Record, Form) -> Bytes) {
         let target = &self.request.target;
         let object = match self.request.want.shape {
             Shape::Table(version) => {
@@ -178,7 +178,7 @@ impl Watcher {
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
                 table::single(target.kind, version, record.revision, &row, with_columns)
             }
-            _ => record.form(read::form(target, self.request.want)),
+            _ => encoded(record, read::form(target, self.request.want)),
         };
         self.write(out, kind, &object);
     }

@@ -30,6 +30,9 @@ const RING_TIME: Duration = Duration::from_secs(75);
 /// Kept whatever their age.
 const RING_MIN: usize = 100;
 const RING_MAX: usize = 20_000;
+/// After this nearly all watchers have had an event; the few others make its other forms anew.
+const FORMS_TIME: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const LOAD_PAGE: usize = 1000;
 /// Between two attempts to load a store that does not answer.
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
@@ -239,6 +242,15 @@ impl Cache {
         }
     }
 
+    /// Let go, now and then, of what only recent readers need.
+    pub async fn keep_small(&self) {
+        let mut often = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            often.tick().await;
+            self.kinds.iter().for_each(|kind| kind.sweep(Instant::now()));
+        }
+    }
+
     pub fn of(&self, kind: &Kind) -> Option<&KindCache> {
         self.get(&GroupResource::new(kind.group, kind.plural))
     }
@@ -300,6 +312,14 @@ impl KindCache {
         drop(state);
         self.news.send_replace(revision);
         before.objects
+    }
+
+    fn sweep(&self, now: Instant) {
+        self.state.write().trim(now);
+        let state = self.state.read();
+        for event in state.ring.iter().take_while(|event| now.duration_since(event.at) > FORMS_TIME) {
+            [&event.old, &event.new, &event.parting.get().cloned()].into_iter().flatten().for_each(|record| record.forget_forms());
+        }
     }
 
     pub fn get(&self, key: &Key) -> Option<Arc<Record>> {
@@ -402,6 +422,9 @@ impl State {
             }
             self.forgotten = oldest.revision;
             self.ring.pop_front();
+        }
+        if self.ring.capacity() > 4 * self.ring.len().max(RING_MIN) {
+            self.ring.shrink_to_fit();
         }
     }
 }

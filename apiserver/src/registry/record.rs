@@ -1,7 +1,8 @@
 //! One revision of one object: an index to select by, and the bytes to send.
 //!
 //! The stored JSON has no `metadata.resourceVersion`; it is spliced in once, when the revision is known, and from then on GET, LIST
-//! and WATCH send the same bytes. Other forms (another served version, metadata only) are made when first asked for and kept.
+//! and WATCH send the same bytes. Other forms (another served version, metadata only, protobuf) are made when asked for; those of a
+//! change are kept for a while, so that one encoding serves all who watch it.
 //! A record never changes. Upstream counterpart: `apiserver/pkg/storage/cacher` keeps decoded objects and encodes per client.
 
 use std::ops::Range;
@@ -129,8 +130,17 @@ impl Record {
         }
     }
 
-    /// The bytes of a form, made on first use.
+    /// The bytes of a form, for this answer only.
     pub fn form(&self, form: Form) -> Bytes {
+        if form == Form::stored(self.kind) {
+            return self.json.clone();
+        }
+        let kept = self.forms.lock().iter().find(|(f, _)| *f == form).map(|(_, bytes)| bytes.clone());
+        kept.unwrap_or_else(|| self.make(form))
+    }
+
+    /// The bytes of a form that others will ask for at once: made by the first, and kept until [`Record::forget_forms`].
+    pub fn shared_form(&self, form: Form) -> Bytes {
         if form == Form::stored(self.kind) {
             return self.json.clone();
         }
@@ -138,10 +148,18 @@ impl Record {
         if let Some((_, bytes)) = forms.iter().find(|(f, _)| *f == form) {
             return bytes.clone();
         }
-        let tree = project(self.value(), form);
-        let bytes = Bytes::from(if form.protobuf { encode_protobuf(&tree) } else { encode(&tree) });
+        let bytes = self.make(form);
         forms.push((form, bytes.clone()));
         bytes
+    }
+
+    pub fn forget_forms(&self) {
+        *self.forms.lock() = Vec::new();
+    }
+
+    fn make(&self, form: Form) -> Bytes {
+        let tree = project(self.value(), form);
+        Bytes::from(if form.protobuf { encode_protobuf(&tree) } else { encode(&tree) })
     }
 }
 
