@@ -1,14 +1,14 @@
 //! The command line of `coracle`: what can be said, and who does it.
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 
 use crate::cluster::{Cluster, DEFAULT_NAME, Machine, Store as StateStore};
-use crate::image::{archive, reference::Reference, server, store::Store};
+use crate::image::{archive, build, reference::Reference, registries, server, store::Store};
 use crate::machine::control::{self, Request};
 use crate::machine::{namespaces, processes, supervisor};
 use crate::{doctor, down, host, machine, migrate, status, trace, up};
@@ -130,6 +130,28 @@ enum ImageCommand {
         #[command(flatten)]
         which: Which,
     },
+    /// Build an image from a folder with a Dockerfile (docs/images.md says which instructions are known)
+    Build {
+        folder: PathBuf,
+        /// Name of the image; by default the folder's
+        #[arg(short, long)]
+        tag: Option<String>,
+        /// The Dockerfile, if it is not the folder's
+        #[arg(short, long)]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Let every machine trust a registry whose certificate a private authority signed
+    Trust {
+        /// HOST or HOST:PORT, as in the names of its images
+        registry: String,
+        /// The authority's certificate, PEM
+        #[arg(long)]
+        ca: PathBuf,
+        #[command(flatten)]
+        which: Which,
+    },
     /// List the store's images
     Ls(Which),
 }
@@ -179,6 +201,8 @@ fn run(command: Command) -> Result<bool> {
         Command::Logs { target, follow, tail } => logs(&target, follow, tail)?,
         Command::Migrate { to, which } => block_on(migrate::migrate(&which.name, to))?,
         Command::Image(ImageCommand::Load { file, image, which }) => load(&cluster(&which)?, &file, image.as_deref())?,
+        Command::Image(ImageCommand::Build { folder, tag, file, which }) => build(&cluster(&which)?, &folder, tag, file)?,
+        Command::Image(ImageCommand::Trust { registry, ca, which }) => trust(&cluster(&which)?, &registry, &ca)?,
         Command::Image(ImageCommand::Ls(which)) => list_images(&cluster(&which)?)?,
         Command::Trace { object, namespace, all, which } => block_on(trace::trace(&cluster(&which)?, &object, &namespace, all))?,
         Command::Machine(MachineCommand::Cut { machine, which }) => set_cable(&cluster(&which)?, &machine, false)?,
@@ -265,10 +289,29 @@ fn logs(target: &Target, follow: bool, tail: usize) -> Result<()> {
     Ok(())
 }
 
-fn load(cluster: &Cluster, file: &std::path::Path, image: Option<&str>) -> Result<()> {
+fn load(cluster: &Cluster, file: &Path, image: Option<&str>) -> Result<()> {
     for name in archive::load(&Store::open(&cluster.image_dir())?, file, image)? {
         println!("loaded {name}");
     }
+    Ok(())
+}
+
+fn build(cluster: &Cluster, folder: &Path, tag: Option<String>, file: Option<PathBuf>) -> Result<()> {
+    let named = || Some(std::fs::canonicalize(folder).ok()?.file_name()?.to_string_lossy().to_lowercase());
+    let name = Reference::parse(&tag.or_else(named).context("give the image a name with --tag")?)?;
+    let file = file.unwrap_or_else(|| folder.join("Dockerfile"));
+    let image = build::build(&Store::open(&cluster.image_dir())?, folder, &file, &name, &cluster.dir())?;
+    println!("built {name} {}", image.digest);
+    Ok(())
+}
+
+fn trust(cluster: &Cluster, registry: &str, ca: &Path) -> Result<()> {
+    let certificate = std::fs::read_to_string(ca).with_context(|| format!("read {}", ca.display()))?;
+    registries::add(cluster, registry, &certificate)?;
+    for machine in &cluster.machines {
+        machine::install(cluster, machine, &registries::files(cluster)?)?;
+    }
+    println!("{registry} is trusted by {} machines", cluster.machines.len());
     Ok(())
 }
 

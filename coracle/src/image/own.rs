@@ -38,8 +38,11 @@ pub fn ensure(store: &Store, bin: &Path) -> Result<()> {
     store.tag(&Reference::parse(WEB_IMAGE)?, &web)
 }
 
+/// The environment of an image that names none.
+pub const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 fn default_env() -> Vec<String> {
-    vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()]
+    vec![PATH.into()]
 }
 
 /// Debian's static busybox with all its tools, so that `kubectl exec -it … -- sh` finds a shell.
@@ -79,7 +82,7 @@ fn web_config() -> Config {
     Config {
         command: ["/bin/sh", "-c", serve].map(String::from).to_vec(),
         env: default_env(),
-        ports: vec!["8080/tcp".into()],
+        ports: ["8080/tcp".into()].into(),
         ..Config::default()
     }
 }

@@ -1,5 +1,6 @@
 //! Our own image packer: files and a start command → an image of one layer. Deterministic: the same input gives the same digest.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::PathBuf;
 
@@ -31,7 +32,8 @@ pub struct Config {
     pub user: String,
     pub working_dir: String,
     /// As "8080/tcp".
-    pub ports: Vec<String>,
+    pub ports: BTreeSet<String>,
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Packs an image into the store. The caller tags it.
@@ -39,7 +41,7 @@ pub fn pack(store: &Store, entries: &[Entry], config: &Config) -> Result<Descrip
     let layer_bytes = layer(entries)?;
     let layer = store.write_blob(LAYER, &mut layer_bytes.as_slice())?;
     // An uncompressed layer's digest is its diff id.
-    let config = store.write_json(CONFIG, &config_document(config, &[layer.digest.clone()]))?;
+    let config = store.write_json(CONFIG, &document(config, &Value::Null, &layer.digest))?;
     store.write_manifest(config, vec![layer])
 }
 
@@ -89,16 +91,22 @@ impl Content {
     }
 }
 
-fn config_document(config: &Config, diff_ids: &[String]) -> Value {
-    let architecture = match std::env::consts::ARCH {
+/// As OCI calls this machine's processor.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
-    };
+    }
+}
+
+/// The configuration document of an image with this layer over those of `base` (null: none).
+pub fn document(config: &Config, base: &Value, diff_id: &str) -> Value {
+    let and = |list: &Value, one: Value| -> Vec<Value> { list.as_array().into_iter().flatten().cloned().chain([one]).collect() };
     let ports: serde_json::Map<String, Value> = config.ports.iter().map(|port| (port.clone(), json!({}))).collect();
     json!({
         "created": "1970-01-01T00:00:00Z",
-        "architecture": architecture,
+        "architecture": architecture(),
         "os": "linux",
         "config": {
             "User": config.user,
@@ -107,9 +115,10 @@ fn config_document(config: &Config, diff_ids: &[String]) -> Value {
             "Cmd": config.command,
             "WorkingDir": config.working_dir,
             "ExposedPorts": ports,
+            "Labels": config.labels,
         },
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "coracle"}],
+        "rootfs": {"type": "layers", "diff_ids": and(&base["rootfs"]["diff_ids"], json!(diff_id))},
+        "history": and(&base["history"], json!({"created": "1970-01-01T00:00:00Z", "created_by": "coracle"})),
     })
 }
 

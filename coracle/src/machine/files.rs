@@ -6,6 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use crate::cluster::{Cluster, IMAGE_PORT, Machine, PAUSE_IMAGE, Role, write_file};
+use crate::image::registries;
 use crate::{kubeconfig, pki};
 
 pub const PKI: &str = "/etc/kubernetes/pki";
@@ -49,7 +50,7 @@ pub fn write(cluster: &Cluster, machine: &Machine) -> Result<()> {
     fs::create_dir_all(cluster.image_dir())?;
     let host_resolver = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let usable = usable_resolver(&host_resolver);
-    for file in plan(cluster, machine, &usable, has_resource_capability()) {
+    for file in plan(cluster, machine, &usable, has_resource_capability()).into_iter().chain(registries::files(cluster)?) {
         write_file(&dir.join("etc").join(&file.path), file.content.as_bytes(), file.mode)?;
     }
     let mut certificates = pki::files_of(machine.role, &machine.name);
@@ -119,7 +120,7 @@ fn containerd(resource_capability: bool) -> String {
 }
 
 /// Every registry's first mirror is the cluster's image store; without a `server` line containerd falls back to the registry itself.
-fn mirror(cluster: &Cluster) -> String {
+pub fn mirror(cluster: &Cluster) -> String {
     let address = cluster.address(cluster.master());
     format!(
         r#"[host."https://{address}:{IMAGE_PORT}"]

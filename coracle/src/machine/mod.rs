@@ -7,12 +7,13 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cluster::{Cluster, Machine};
+use crate::cluster::{Cluster, Machine, write_file};
 use crate::host;
 use control::{Answer, Request};
 
@@ -79,6 +80,15 @@ fn spawn(cluster: &Cluster, machine: &Machine) -> Result<u32> {
 /// Ends everything on the machine at once.
 pub fn destroy(cluster: &Cluster, machine: &Machine) -> Result<()> {
     cgroup::destroy(&cluster.cgroup(machine))
+}
+
+/// Writes files below the machine's /etc: through the running machine's own view, else where it will find them when it starts.
+pub fn install(cluster: &Cluster, machine: &Machine, files: &[files::File]) -> Result<()> {
+    let etc = match state(cluster, machine) {
+        Ok(report) => PathBuf::from(format!("/proc/{}/root/etc", report.pid)),
+        Err(_) => cluster.machine_dir(machine).join("etc"),
+    };
+    files.iter().try_for_each(|file| write_file(&etc.join(&file.path), file.content.as_bytes(), file.mode))
 }
 
 /// Replaces this process by a command inside the machine's namespaces.
