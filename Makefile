@@ -1,6 +1,7 @@
 # make up      a cluster on this machine, and the quick start's URL
 # make down    end it; nothing remains
 # make test    unit tests of all crates, then tests on real clusters
+# make apps-test   the demo applications in manifests/, from their Dockerfiles to their data
 # make bench   ours beside stock Kubernetes: make bench STOCK=<folder with stock's bin/>
 # make conformance   Kubernetes' own suite: [FOCUS=regex] [TESTS=file of names] [STOCK=folder where it is built]
 # make stock-diff  what stock answers to the same requests: make stock-diff STOCK=<its kubeconfig>
@@ -13,7 +14,7 @@ WORKERS ?= 2
 # Programs that run in images of their own, without any library beneath them.
 STATIC := pause dns
 
-.PHONY: help setup build up down status test unit cluster-test bench stock-diff conformance lint
+.PHONY: help setup build up down status test unit cluster-test apps-test bench stock-diff conformance lint
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,6 +48,9 @@ unit: build
 cluster-test: build
 	@scripts/setup tests
 	cargo test --release --workspace --test spine
+
+apps-test: build
+	cargo test --release --workspace --test apps
 
 bench: build
 	@test -n "$(STOCK)" || { echo "say where stock's binaries are: make bench STOCK=<folder with bin/>"; exit 2; }

@@ -8,6 +8,7 @@ mod configuration;
 mod control_plane;
 mod errors;
 mod healing;
+mod images;
 mod lifecycle;
 mod network;
 mod reads;
@@ -116,6 +117,9 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         network::loaded_image_runs,
         reads::proxies,
         reads::websockets,
+        images::a_dockerfile_becomes_an_image,
+        images::refused_images_say_why,
+        images::private_registry,
         services::addresses_and_ports_come_and_go,
         services::load_balancer_and_policies,
         services::affinity_headless_and_hand_made,

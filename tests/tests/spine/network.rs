@@ -58,7 +58,7 @@ pub fn loaded_image_runs(spine: &Spine) -> Result<()> {
 }
 
 /// `docker save` of an image that is busybox saying "mine".
-fn docker_archive() -> Result<Vec<u8>> {
+pub fn docker_archive() -> Result<Vec<u8>> {
     let busybox = std::fs::read("/bin/busybox")?;
     let script = b"mine\n";
     let layer = tests::tar(&[("bin/busybox", 0o755, &busybox), ("say", 0o644, script)]);

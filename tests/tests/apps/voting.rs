@@ -1,0 +1,79 @@
+//! manifests/voting: a StatefulSet of three Redis, and a Job.
+
+use anyhow::Result;
+use serde_json::json;
+use tests::kubectl::Kubectl;
+use tests::{ensure_contains, ensure_eq, until};
+
+use crate::{Apps, folder};
+
+const PORT: u16 = 30082;
+const MEMBERS: [&str; 3] = ["redis-0", "redis-1", "redis-2"];
+
+fn settled(kubectl: &Kubectl) -> Result<()> {
+    kubectl.ok("rollout status statefulset/redis --timeout=180s").map(drop)
+}
+
+/// Every member has these votes, whoever counts.
+fn votes_are(apps: &Apps, kubectl: &Kubectl, cats: u32, members: &[&str]) -> Result<()> {
+    for member in members {
+        until(60, member, || {
+            let said = kubectl.ok(&format!("exec {member} -- redis-cli hget votes cats"))?;
+            ensure_eq(said.trim().to_owned(), cats.to_string(), "votes")
+        })?;
+    }
+    until(30, "the count", || ensure_eq(apps.json(PORT, "/votes")?["votes"].clone(), json!({"cats": cats, "dogs": 0}), "votes"))
+}
+
+fn vote(apps: &Apps) -> Result<()> {
+    until(60, "vote", || apps.ask("POST", PORT, "/votes/cats", "")).map(drop)
+}
+
+pub fn members_start_in_order_and_votes_count(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    kubectl.ok_with("apply -f", &[&folder("voting")])?;
+    settled(&kubectl)?;
+    let started = "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
+    let started = kubectl.ok_with("get pods -l app=voting,part=redis --sort-by=.metadata.name", &["-o", started])?;
+    let times: Vec<&str> = started.lines().filter_map(|line| line.split_once(' ')).map(|(_, time)| time).collect();
+    ensure_eq(times.is_sorted() && times.len() == 3, true, &format!("order of {started}"))?;
+    kubectl.ok("wait --for=condition=Complete job/open-election --timeout=60s")?;
+    kubectl.ok("rollout status deployment/vote --timeout=60s")?;
+    for _ in 0..3 {
+        vote(apps)?;
+    }
+    votes_are(apps, &kubectl, 3, &MEMBERS)
+}
+
+/// Names, claims and nodes of the claims.
+fn identity(kubectl: &Kubectl) -> Result<String> {
+    let claims = "jsonpath={range .items[*]}{.metadata.name} {.spec.volumeName}{'\\n'}{end}";
+    kubectl.ok_with("get pvc -l app=voting --sort-by=.metadata.name", &["-o", claims])
+}
+
+pub fn identity_and_data_are_kept(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    let before = identity(&kubectl)?;
+    ensure_contains(&before, &["data-redis-0", "data-redis-1", "data-redis-2"])?;
+    kubectl.ok("delete pod redis-0 redis-2")?;
+    settled(&kubectl)?;
+    votes_are(apps, &kubectl, 3, &MEMBERS)?;
+    kubectl.ok("rollout restart statefulset/redis")?;
+    settled(&kubectl)?;
+    votes_are(apps, &kubectl, 3, &MEMBERS)?;
+    kubectl.ok("scale statefulset redis --replicas=1")?;
+    kubectl.ok("wait --for=delete pod/redis-1 pod/redis-2 --timeout=60s")?;
+    vote(apps)?;
+    votes_are(apps, &kubectl, 4, &MEMBERS[..1])?;
+    kubectl.ok("scale statefulset redis --replicas=3")?;
+    settled(&kubectl)?;
+    votes_are(apps, &kubectl, 4, &MEMBERS)?;
+    ensure_eq(identity(&kubectl)?, before, "claims and volumes")
+}
+
+pub fn the_job_runs_once(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    ensure_contains(&kubectl.ok("logs job/open-election")?, &["cats: open", "dogs: open"])?;
+    ensure_contains(&kubectl.ok_with("apply -f", &[&folder("voting")])?, &["job.batch/open-election unchanged"])?;
+    ensure_eq(kubectl.path("job/open-election", "{.status.succeeded}")?, "1".into(), "successes")
+}
