@@ -46,8 +46,12 @@ pub fn of(cluster: &Cluster, machine: &Machine, bin: &Path) -> Vec<Process> {
     }
     processes.extend([kubelet(cluster, machine), kube_proxy(machine)]);
     for process in &mut processes {
-        let extra = cluster.options.flags.iter().filter(|(program, _)| program == process.name).map(|(_, flag)| flag.clone());
-        process.argv.extend(extra);
+        // What was asked for replaces what we say by default.
+        for (_, flag) in cluster.options.flags.iter().filter(|(program, _)| program == process.name) {
+            let name = flag.split_once('=').map_or(flag.as_str(), |(name, _)| name);
+            process.argv.retain(|word| word.split_once('=').is_none_or(|(known, _)| known != name));
+            process.argv.push(flag.clone());
+        }
         if !FROM_HOST.contains(&process.name) {
             process.argv[0] = bin.join(&process.argv[0]).to_string_lossy().into_owned();
         }
