@@ -31,7 +31,7 @@ pub fn a_dockerfile_becomes_an_image(spine: &Spine) -> Result<()> {
 pub fn refused_images_say_why(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("i-refused")?;
     kubectl.ok("run never --image=test/absent:1 --image-pull-policy=Never")?;
-    kubectl.ok("run bad --image=Test/Bad:1")?;
+    kubectl.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: [{name: bad, image: \"Test/Bad:1\"}]}\n")?;
     let waiting = "{.status.containerStatuses[0].state.waiting.reason}";
     for (pod, reason, words) in [
         ("never", "ErrImageNeverPull", "Container image \"test/absent:1\" is not present with pull policy of Never"),

@@ -1,6 +1,8 @@
 //! Services of every type and policy, from outside and from pods.
 
 use std::collections::BTreeSet;
+use std::net::TcpStream;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use tests::kubectl::Kubectl;
@@ -31,7 +33,7 @@ fn who(address: &str) -> Result<BTreeSet<String>> {
 
 pub fn addresses_and_ports_come_and_go(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("s-types")?;
-    kubectl.apply(&service("a", "type: NodePort\nports: [{name: x, port: 80, nodePort: 31080}, {name: y, port: 81}, {name: z, port: 80, protocol: UDP}]"))?;
+    kubectl.apply(&service("a", "type: NodePort\nports: [{name: one, port: 80, nodePort: 31080}, {name: two, port: 81}, {name: three, port: 80, protocol: UDP}]"))?;
     let ports = kubectl.path("service/a", "{.spec.ports[*].nodePort}")?;
     let ports: Vec<&str> = ports.split(' ').collect();
     ensure_eq((ports[0], ports[2]), ("31080", "31080"), "TCP and UDP under one number share a node port")?;
@@ -82,7 +84,8 @@ pub fn load_balancer_and_policies(spine: &Spine) -> Result<()> {
     ensure_contains(&kubectl.ok("describe service late")?, &["EnsuredLoadBalancer"])?;
     local_policy(&kubectl, &nodes)?;
     kubectl.ok_with("patch service late", &["-p", r#"{"spec":{"externalTrafficPolicy":"Cluster","loadBalancerSourceRanges":["192.0.2.0/24"]}}"#])?;
-    until(20, "closed to this host", || if get(&balanced).is_err() { Ok(()) } else { bail!("still open") })
+    let open = || TcpStream::connect_timeout(&balanced.parse()?, Duration::from_secs(1)).map_err(anyhow::Error::from);
+    until(20, "closed to this host", || if open().is_err() { Ok(()) } else { bail!("still open") })
 }
 
 /// Under policy Local only nodes with endpoints answer, on the health port too.
@@ -113,7 +116,7 @@ pub fn affinity_headless_and_hand_made(spine: &Spine) -> Result<()> {
     until(20, "all pods", || ensure_eq(who(&address)?.len(), 3, "pods"))?;
     kubectl.ok("run client --image=coracle/web:1")?;
     kubectl.ok("wait --for=condition=Ready pod/client --timeout=60s")?;
-    until(10, "external address", || kubectl.ok("exec client -- wget -T 2 -qO- http://198.51.100.7/"))?;
+    until(10, "external address", || kubectl.ok("exec client -- wget -qO- http://198.51.100.7/"))?;
     headless(&kubectl)?;
     // Endpoints made by hand are mirrored, and lead there.
     let ip = kubectl.ok_with("get pods -l app=web", &["-o", "jsonpath={.items[0].status.podIP}"])?;
@@ -121,7 +124,7 @@ pub fn affinity_headless_and_hand_made(spine: &Spine) -> Result<()> {
         "apiVersion: v1\nkind: Service\nmetadata: {{name: made}}\nspec: {{ports: [{{port: 80}}]}}\n---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: made}}\n\
          subsets: [{{addresses: [{{ip: {ip}}}], ports: [{{port: 8080}}]}}]\n"
     ))?;
-    until(20, "mirrored endpoints", || kubectl.ok("exec client -- wget -T 2 -qO- http://made/"))?;
+    until(20, "mirrored endpoints", || kubectl.ok("exec client -- wget -qO- http://made/"))?;
     kubectl.ok("delete endpoints made")?;
     until(20, "slice gone", || ensure_eq(kubectl.ok("get endpointslices -l kubernetes.io/service-name=made --no-headers")?, String::new(), "slices"))
 }

@@ -10,6 +10,7 @@
 
 pub mod recipe;
 mod tree;
+mod users;
 
 use std::fs::{self, File};
 use std::path::{Component, Path, PathBuf};
@@ -236,16 +237,16 @@ impl Build<'_> {
             fs::create_dir_all(&target)?;
             mount(Some(source), &target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).with_context(|| format!("show {source}"))?;
         }
-        let proc = self.root.join("proc");
-        fs::create_dir_all(&proc)?;
+        fs::create_dir_all(self.root.join("proc"))?;
         let resolver = self.lend("/etc/resolv.conf")?;
         let mut command = Command::new("/usr/bin/unshare");
-        command.args(["--pid", "--fork", "--kill-child", &format!("--mount-proc={}", proc.display()), "--", "/usr/sbin/chroot"]);
-        if !self.config.user.is_empty() {
-            command.arg(format!("--userspec={}", self.config.user));
-        }
         let dir = if self.config.working_dir.is_empty() { "/" } else { &self.config.working_dir };
-        command.arg(&self.root).args(["/usr/bin/env", "-C", dir]).args(words).env_clear().stdin(Stdio::null());
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc=/proc", &format!("--root={}", self.root.display()), &format!("--wd={dir}")]);
+        if !self.config.user.is_empty() {
+            let (user, group) = users::find(&self.root, &self.config.user)?;
+            command.args([format!("--setuid={user}"), format!("--setgid={group}")]);
+        }
+        command.arg("--").args(words).env_clear().stdin(Stdio::null());
         command.envs(self.config.env.iter().filter_map(|pair| pair.split_once('=')));
         let status = command.status().context("run unshare");
         drop(resolver);
