@@ -14,7 +14,7 @@ use super::read::show;
 use super::respond::{self, Answer};
 use super::{App, Call, authorize, read};
 use crate::registry::delete::Deleted;
-use crate::registry::patch::Patch;
+use crate::registry::patch::{Patch, PatchType};
 use crate::registry::record::{self, Record};
 use crate::registry::write::{Change, Part, replacement, to_storage};
 use crate::registry::{Target, WriteOptions, scale, tree};
@@ -193,7 +193,7 @@ pub async fn patch(app: &App, call: &Call, target: &Target) -> Result<Answer, St
     }
     let change = |old: &Value| patch.apply(&call.caller, target, old);
     let (record, code) = match target.subresource.as_str() {
-        "" if patch.is_apply() => apply(app, call, target, &patch, &options).await?,
+        "" if patch.patch_type == PatchType::Apply => apply(app, call, target, &patch, &options).await?,
         "" => (app.registry.update(&call.caller, target, Part::Main, &options, &change).await?, 200),
         _ => (update_part(app, call, target, &options, &change).await?, 200),
     };
@@ -227,16 +227,15 @@ fn may_create(app: &App, call: &Call) -> Result<(), Status> {
 
 /// The parent, for a patch of its Scale.
 fn patch_scale(call: &Call, patch: &Patch<'_>, target: &Target, old: &Value) -> Result<Value, Status> {
-    if patch.is_apply() {
-        let configuration = scale::as_parent(target, &patch.configuration(&call.caller)?)?;
-        let live = kinds::convert(old.clone(), &target.gvk().api_version());
-        return Ok(to_storage(target, patch.lay_over(&call.caller, target, Some(&live), &configuration)?));
-    }
-    scale::rescale(target, old, |scale| {
-        let (scale, warnings) = patch.change(&scale::gvk(), &scale)?;
-        warnings.into_iter().for_each(|w| call.caller.warn(w));
-        Ok(scale)
-    })
+    let how = match patch.patch_type {
+        PatchType::Change(how) => how,
+        PatchType::Apply => {
+            let configuration = scale::as_parent(target, &patch.configuration(&call.caller)?)?;
+            let live = kinds::convert(old.clone(), &target.gvk().api_version());
+            return Ok(to_storage(target, patch.lay_over(&call.caller, target, Some(&live), &configuration)?));
+        }
+    };
+    scale::rescale(target, old, |scale| patch.change(&call.caller, how, &scale::gvk(), &scale))
 }
 
 /// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.

@@ -12,9 +12,7 @@ use super::{Caller, Target, managers};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatchType {
-    Json,
-    Merge,
-    Strategic,
+    Change(schema::patch::PatchType),
     /// Server-side apply.
     Apply,
 }
@@ -22,9 +20,9 @@ pub enum PatchType {
 impl PatchType {
     pub fn of(media: &str) -> Result<Self, Status> {
         match media {
-            "application/json-patch+json" => Ok(PatchType::Json),
-            "application/merge-patch+json" => Ok(PatchType::Merge),
-            "application/strategic-merge-patch+json" => Ok(PatchType::Strategic),
+            "application/json-patch+json" => Ok(PatchType::Change(schema::patch::PatchType::Json)),
+            "application/merge-patch+json" => Ok(PatchType::Change(schema::patch::PatchType::Merge)),
+            "application/strategic-merge-patch+json" => Ok(PatchType::Change(schema::patch::PatchType::Strategic)),
             "application/apply-patch+yaml" => Ok(PatchType::Apply),
             _ => Err(Status::unsupported_patch()),
         }
@@ -41,31 +39,21 @@ pub struct Patch<'a> {
 }
 
 impl Patch<'_> {
-    pub fn is_apply(&self) -> bool {
-        self.patch_type == PatchType::Apply
-    }
-
     /// The stored object with the patch applied, in storage form again.
     pub fn apply(&self, caller: &Caller, target: &Target, stored: &Value) -> Result<Value, Status> {
-        let gvk = target.gvk();
-        let object = kinds::convert(stored.clone(), &gvk.api_version());
-        if self.is_apply() {
-            let object = self.lay_over(caller, target, Some(&object), &self.configuration(caller)?)?;
-            return self.named(target, to_storage(target, object));
-        }
-        let (object, warnings) = self.change(&gvk, &object)?;
-        warnings.into_iter().for_each(|w| caller.warn(w));
+        let object = kinds::convert(stored.clone(), &target.gvk().api_version());
+        let object = match self.patch_type {
+            PatchType::Change(how) => self.change(caller, how, &target.gvk(), &object)?,
+            PatchType::Apply => self.lay_over(caller, target, Some(&object), &self.configuration(caller)?)?,
+        };
         self.named(target, to_storage(target, object))
     }
 
-    /// An object of the kind with a patch (that is no apply) applied, and warnings.
-    pub fn change(&self, gvk: &Gvk, object: &Value) -> Result<(Value, Vec<String>), Status> {
-        let patch_type = match self.patch_type {
-            PatchType::Json => schema::patch::PatchType::Json,
-            PatchType::Strategic => schema::patch::PatchType::Strategic,
-            PatchType::Merge | PatchType::Apply => schema::patch::PatchType::Merge,
-        };
-        schema::patch::apply(gvk, object, patch_type, self.body, self.validation)
+    /// An object of the kind with a patch that is no apply.
+    pub fn change(&self, caller: &Caller, how: schema::patch::PatchType, gvk: &Gvk, object: &Value) -> Result<Value, Status> {
+        let (object, warnings) = schema::patch::apply(gvk, object, how, self.body, self.validation)?;
+        warnings.into_iter().for_each(|w| caller.warn(w));
+        Ok(object)
     }
 
     /// What an apply makes of nothing, in the target's version.
