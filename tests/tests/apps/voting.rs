@@ -8,10 +8,10 @@ use tests::{ensure_contains, ensure_eq, until};
 use crate::{Apps, folder};
 
 const PORT: u16 = 30082;
-const MEMBERS: [&str; 3] = ["redis-0", "redis-1", "redis-2"];
+const MEMBERS: [&str; 3] = ["store-0", "store-1", "store-2"];
 
 fn settled(kubectl: &Kubectl) -> Result<()> {
-    kubectl.ok("rollout status statefulset/redis --timeout=180s").map(drop)
+    kubectl.ok("rollout status statefulset/store --timeout=180s").map(drop)
 }
 
 /// Every member has these votes, whoever counts.
@@ -34,7 +34,7 @@ pub fn members_start_in_order_and_votes_count(apps: &Apps) -> Result<()> {
     kubectl.ok_with("apply -f", &[&folder("voting")])?;
     settled(&kubectl)?;
     let started = "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type=='Ready')].lastTransitionTime}{'\\n'}{end}";
-    let started = kubectl.ok_with("get pods -l app=voting,part=redis --sort-by=.metadata.name", &["-o", started])?;
+    let started = kubectl.ok_with("get pods -l app=voting,part=store --sort-by=.metadata.name", &["-o", started])?;
     let times: Vec<&str> = started.lines().filter_map(|line| line.split_once(' ')).map(|(_, time)| time).collect();
     ensure_eq(times.is_sorted() && times.len() == 3, true, &format!("order of {started}"))?;
     kubectl.ok("wait --for=condition=Complete job/open-election --timeout=60s")?;
@@ -54,18 +54,18 @@ fn identity(kubectl: &Kubectl) -> Result<String> {
 pub fn identity_and_data_are_kept(apps: &Apps) -> Result<()> {
     let kubectl = apps.cluster.kubectl("default");
     let before = identity(&kubectl)?;
-    ensure_contains(&before, &["data-redis-0", "data-redis-1", "data-redis-2"])?;
-    kubectl.ok("delete pod redis-0 redis-2")?;
+    ensure_contains(&before, &["data-store-0", "data-store-1", "data-store-2"])?;
+    kubectl.ok("delete pod store-0 store-2")?;
     settled(&kubectl)?;
     votes_are(apps, &kubectl, 3, &MEMBERS)?;
-    kubectl.ok("rollout restart statefulset/redis")?;
+    kubectl.ok("rollout restart statefulset/store")?;
     settled(&kubectl)?;
     votes_are(apps, &kubectl, 3, &MEMBERS)?;
-    kubectl.ok("scale statefulset redis --replicas=1")?;
-    kubectl.ok("wait --for=delete pod/redis-1 pod/redis-2 --timeout=60s")?;
+    kubectl.ok("scale statefulset store --replicas=1")?;
+    kubectl.ok("wait --for=delete pod/store-1 pod/store-2 --timeout=60s")?;
     vote(apps)?;
     votes_are(apps, &kubectl, 4, &MEMBERS[..1])?;
-    kubectl.ok("scale statefulset redis --replicas=3")?;
+    kubectl.ok("scale statefulset store --replicas=3")?;
     settled(&kubectl)?;
     votes_are(apps, &kubectl, 4, &MEMBERS)?;
     ensure_eq(identity(&kubectl)?, before, "claims and volumes")

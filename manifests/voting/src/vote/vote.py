@@ -1,11 +1,13 @@
 """The ballot: a page to vote on, and the count. Writes go to the first member of the Redis StatefulSet, reads to any member.
 
-GET / -> the page    GET /votes -> {"votes": {"cats": 3}, "read from": "redis-2"}    POST /votes/cats
+GET / -> the page    GET /votes -> {"votes": {"cats": 3}, "read from": "store-2.store"}    POST /votes/cats
 """
 
 import html
 import json
 import os
+import signal
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import redis
@@ -66,4 +68,6 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(503, "application/json", json.dumps({"error": str(error)}))
 
 
+# Process 1 of a container ends on SIGTERM only if it says so.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 ThreadingHTTPServer(("", 8080), Handler).serve_forever()
