@@ -228,7 +228,7 @@ impl<'a> Parser<'a> {
             return Ok(requirements);
         }
         loop {
-            requirements.push(self.requirement()?);
+            requirements.push(self.requirement().map_err(|e| SelectorError(format!("unable to parse requirement: {e}")))?);
             match self.next() {
                 "" => return Ok(requirements),
                 "," if !matches!(self.peek(), "" | ",") => {}
@@ -239,7 +239,7 @@ impl<'a> Parser<'a> {
     }
 
     fn unexpected(&self, expected: &str, found: &str) -> SelectorError {
-        SelectorError(format!("unable to parse requirement: found '{found}', expected: {expected}"))
+        SelectorError(format!("found '{found}', expected: {expected}"))
     }
 
     fn word(&mut self) -> Result<&'a str, SelectorError> {
@@ -249,17 +249,14 @@ impl<'a> Parser<'a> {
     }
 
     fn requirement(&mut self) -> Result<Requirement, SelectorError> {
-        let parsed = |r: Result<Requirement, SelectorError>| {
-            r.map_err(|e| SelectorError(format!("unable to parse requirement: {e}")))
-        };
         if self.peek() == "!" {
             self.next();
             let key = self.word()?;
-            return parsed(Requirement::new(key, Operator::DoesNotExist, Vec::new()));
+            return Requirement::new(key, Operator::DoesNotExist, Vec::new());
         }
         let key = self.word()?;
         let (operator, equality) = match self.peek() {
-            "" | "," => return parsed(Requirement::new(key, Operator::Exists, Vec::new())),
+            "" | "," => return Requirement::new(key, Operator::Exists, Vec::new()),
             "=" | "==" => (Operator::In, true),
             "!=" => (Operator::NotIn, true),
             "in" => (Operator::In, false),
@@ -273,7 +270,7 @@ impl<'a> Parser<'a> {
             (false, Operator::In | Operator::NotIn) => self.values()?,
             _ => vec![self.exact_value()?],
         };
-        let mut requirement = parsed(Requirement::new(key, operator, values))?;
+        let mut requirement = Requirement::new(key, operator, values)?;
         requirement.equality = equality;
         Ok(requirement)
     }
@@ -286,7 +283,8 @@ impl<'a> Parser<'a> {
     fn values(&mut self) -> Result<Vec<String>, SelectorError> {
         match self.next() {
             "(" => {}
-            other => return Err(self.unexpected("'('", other)),
+            // Upstream forgets the comma here.
+            other => return Err(SelectorError(format!("found '{other}' expected: '('"))),
         }
         let mut values = Vec::new();
         loop {

@@ -65,7 +65,7 @@ async fn reach(app: &App, revision: u64) -> Result<(), Status> {
 pub fn selection(call: &Call, target: &Target) -> Result<Selection, Status> {
     let bad = |why: String| Status::bad_request(why);
     let labels = LabelSelector::parse(call.query.get("labelSelector"))
-        .map_err(|e| bad(format!("unable to parse requirement: {e}")))?;
+        .map_err(|e| bad(e.to_string()))?;
     let fields = FieldSelector::parse(call.query.get("fieldSelector")).map_err(|e| bad(e.to_string()))?;
     let mut translated = Vec::new();
     for requirement in fields.requirements() {

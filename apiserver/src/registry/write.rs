@@ -1,7 +1,7 @@
 //! Create and update: the one pipeline every write of every kind passes.
 //!
 //! Bodies come in decoded, in the request's version. Order: default → convert to the storage version → system metadata → managers →
-//! prepare → mutating admission → normalise → addresses → validate → validating admission → compare-and-swap.
+//! mutating admission → prepare (an update: before admission) → normalise → addresses → validate → validating admission → compare-and-swap.
 //! Upstream counterparts: `registry/rest/{create,update}.go`, `registry/generic/registry/store.go` (v1.33).
 
 use std::collections::HashSet;
@@ -79,7 +79,6 @@ impl Registry {
     async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
         let kind = target.storage();
         kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
-        kind.strategy.prepare_for_create(kind, &mut object);
         let validate = |object: &Value| target.kind.strategy.validate_whole(kind, object);
         let (lease, outcome) = self.admit(caller, target, Operation::Create, object, None, options, validate).await?;
         for warning in kind.strategy.warnings(&lease.object).into_iter().chain(outcome.warnings.clone()) {
@@ -237,6 +236,10 @@ impl Registry {
         let request = self.request(caller, operation, &body, &resource, target, &name, old, options);
         let write = Write { caller, target, request: &request };
         self.mutate(&write, &mut object).await?;
+        // What admission has added counts: a limited pod is of another class of service.
+        if old.is_none() {
+            kind.strategy.prepare_for_create(kind, &mut object);
+        }
         schema::normalize(&kind.storage_gvk(), &mut object);
         if text(&object, "/metadata/name").is_empty() && !text(&object, "/metadata/generateName").is_empty() {
             tree::meta(&mut object).insert("name".into(), name.clone().into());

@@ -26,6 +26,9 @@ pub struct Side {
     resources: BTreeMap<(String, String), (String, bool)>,
 }
 
+/// The code of a request whose connection the server closed without a word.
+pub const UNANSWERED: u16 = 0;
+
 pub struct Reply {
     pub code: u16,
     pub body: Value,
@@ -70,12 +73,13 @@ impl Side {
     async fn send(&mut self, method: Method, path: &str, content_type: &str, body: &Value) -> Result<Reply> {
         // A string is sent as it stands: what is no JSON.
         let text = body.as_str().map_or_else(|| body.to_string(), str::to_owned);
-        let answer = match self.client.send(method.clone(), path, content_type, text.clone()).await {
-            Ok(answer) => answer,
-            // The server may have closed a connection that rested.
-            Err(_) => self.client.send(method, path, content_type, text).await?,
-        };
-        Ok(Reply { code: answer.status, body: serde_json::from_slice(&answer.body).unwrap_or(Value::Null) })
+        // The server may have closed a connection that rested: once more.
+        for _ in 0..2 {
+            if let Ok(answer) = self.client.send(method.clone(), path, content_type, text.clone()).await {
+                return Ok(Reply { code: answer.status, body: serde_json::from_slice(&answer.body).unwrap_or(Value::Null) });
+            }
+        }
+        Ok(Reply { code: UNANSWERED, body: Value::Null })
     }
 
     async fn get(&mut self, path: &str) -> Result<Value> {
