@@ -8,6 +8,8 @@
 # make lint    formatting, clippy, licences and advisories
 
 SHELL := /bin/bash
+# What /version says was built.
+export GIT_COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 BIN := target/release
 CORACLE := $(BIN)/coracle
 WORKERS ?= 2

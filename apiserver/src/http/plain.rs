@@ -71,7 +71,7 @@ fn version() -> serde_json::Value {
         "minCompatibilityMajor": "1",
         "minCompatibilityMinor": "32",
         "gitVersion": "v1.33.0",
-        "gitCommit": "",
+        "gitCommit": option_env!("GIT_COMMIT").unwrap_or_default(),
         "gitTreeState": "clean",
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "",
