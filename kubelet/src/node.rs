@@ -14,11 +14,12 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, ObjectReference, Taint,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use machinery::controller::{is_already_exists, is_not_found};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::kubelet::Kubelet;
@@ -131,7 +132,11 @@ impl NodeReporter {
         }
         let api: Api<Node> = Api::all(self.kubelet.client.clone());
         let name = &self.kubelet.config.node_name;
-        let patch = Patch::Strategic(json!({"status": status}));
+        let mut patch = json!({"status": status});
+        for gone in withdrawn(&self.known()) {
+            patch["status"]["allocatable"][gone] = Value::Null;
+        }
+        let patch = Patch::Strategic(patch);
         match api.patch_status(name, &PatchParams::default(), &patch).await {
             Ok(_) => {}
             Err(error) if is_not_found(&error) => self.register().await?,
@@ -163,6 +168,11 @@ impl NodeReporter {
         *before = Some(ready);
     }
 
+    /// The node's status as the API has it.
+    fn known(&self) -> NodeStatus {
+        self.kubelet.node().and_then(|node| node.status.clone()).unwrap_or_default()
+    }
+
     async fn status(&self, before: Option<&NodeStatus>) -> Result<NodeStatus> {
         let kubelet = &self.kubelet;
         let config = &kubelet.config;
@@ -175,7 +185,7 @@ impl NodeReporter {
         Ok(NodeStatus {
             addresses: Some(addresses),
             capacity: Some(kubelet.machine.capacity(config.max_pods)),
-            allocatable: Some(kubelet.allocatable()),
+            allocatable: Some(kubelet.allocatable().into_iter().chain(advertised(&old)).collect()),
             conditions: Some(self.conditions(old.conditions.as_deref().unwrap_or_default()).await),
             daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }) }),
             images: Some(self.images().await),
@@ -340,11 +350,41 @@ fn taint(text: &str) -> Option<Taint> {
     Some(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
 }
 
+/// A resource that others have announced for this node, by its capacity: `example.com/dongle`. Pods may have all of it.
+fn is_extended(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
+}
+
+fn advertised(status: &NodeStatus) -> BTreeMap<String, Quantity> {
+    let capacity = status.capacity.iter().flatten().filter(|(name, _)| is_extended(name));
+    capacity.map(|(name, amount)| (name.clone(), amount.clone())).collect()
+}
+
+/// Announced once, and no longer.
+fn withdrawn(status: &NodeStatus) -> Vec<&str> {
+    let allocatable = status.allocatable.iter().flatten().map(|(name, _)| name.as_str());
+    allocatable.filter(|name| is_extended(name) && !status.capacity.iter().flatten().any(|(known, _)| known == name)).collect()
+}
+
 fn pids_full() -> bool {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let running = std::fs::read_to_string("/proc/loadavg").ok().and_then(|l| l.split(' ').nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
     match (number("/proc/sys/kernel/pid_max"), running) {
         (Some(max), Some(running)) => max.saturating_sub(running) * 100 < max * MIN_PID_PERCENT,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_announce_is_allocatable_until_withdrawn() {
+        let amounts = |names: &[&str]| Some(names.iter().map(|name| ((*name).to_owned(), Quantity("1".into()))).collect());
+        let capacity = amounts(&["cpu", "example.com/dongle", "node.kubernetes.io/x"]);
+        let status = NodeStatus { capacity, allocatable: amounts(&["cpu", "example.com/gone"]), ..NodeStatus::default() };
+        assert_eq!(advertised(&status).into_keys().collect::<Vec<_>>(), ["example.com/dongle"]);
+        assert_eq!(withdrawn(&status), ["example.com/gone"]);
     }
 }

@@ -23,6 +23,8 @@ pub const HASH_LABEL: &str = "controller-revision-hash";
 pub fn data(template: &PodTemplateSpec) -> serde_json::Result<Value> {
     let mut template = serde_json::to_value(template)?;
     template["$patch"] = json!("replace");
+    // Go writes this where no time is: clients compare these bytes with their own.
+    template["metadata"]["creationTimestamp"] = Value::Null;
     Ok(json!({"spec": {"template": template}}))
 }
 
