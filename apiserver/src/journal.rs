@@ -14,7 +14,44 @@ const MAX_ANSWER: usize = 2_000;
 
 #[derive(Default)]
 pub struct Journal {
-    entries: Mutex<VecDeque<JournalEntry>>,
+    lines: Mutex<VecDeque<Line>>,
+}
+
+/// An entry at rest: its texts in one. There are many, and they are seldom read.
+struct Line {
+    revision: u64,
+    time: u64,
+    text: Box<str>,
+}
+
+const SEPARATOR: char = '\u{1f}';
+
+impl Line {
+    fn pack(entry: &JournalEntry) -> Self {
+        let cause = entry.cause.as_ref().map(ToString::to_string).unwrap_or_default();
+        let JournalEntry { user, agent, verb, resource, subresource, namespace, name, uid, note, .. } = entry;
+        let texts = [user.as_str(), agent, verb, resource, subresource, namespace, name, uid, &cause, note.as_deref().unwrap_or_default()];
+        Line { revision: entry.revision, time: entry.time, text: texts.join("\u{1f}").into() }
+    }
+
+    fn unpack(&self) -> JournalEntry {
+        let mut texts = self.text.splitn(10, SEPARATOR);
+        let mut next = || texts.next().unwrap_or_default().to_owned();
+        JournalEntry {
+            revision: self.revision,
+            time: self.time,
+            user: next(),
+            agent: next(),
+            verb: next(),
+            resource: next(),
+            subresource: next(),
+            namespace: next(),
+            name: next(),
+            uid: next(),
+            cause: next().parse().ok(),
+            note: Some(next()).filter(|note| !note.is_empty()),
+        }
+    }
 }
 
 /// An object of the journal: resource and key.
@@ -35,16 +72,17 @@ impl Journal {
             return;
         }
         entry.time = jiff::Timestamp::now().as_microsecond().max(0) as u64;
-        let mut entries = self.entries.lock();
-        if entries.len() == CAPACITY {
-            entries.pop_front();
+        let line = Line::pack(&entry);
+        let mut lines = self.lines.lock();
+        if lines.len() == CAPACITY {
+            lines.pop_front();
         }
-        entries.push_back(entry);
+        lines.push_back(line);
     }
 
     /// All that happened to the object and, transitively, all that it caused. In order of time.
     pub fn chain(&self, resource: &GroupResource, key: &Key) -> Vec<JournalEntry> {
-        let entries = self.entries.lock();
+        let entries: Vec<JournalEntry> = self.lines.lock().iter().map(Line::unpack).collect();
         let mut caused: HashMap<Object, Vec<usize>> = HashMap::new();
         let mut about: HashMap<Object, Vec<usize>> = HashMap::new();
         for (at, entry) in entries.iter().enumerate() {
@@ -91,5 +129,7 @@ mod tests {
         journal.record(entry(5, "leases.coordination.k8s.io", "n", None));
         let chain = journal.chain(&GroupResource::new("apps", "deployments"), &Key::new("default", "web"));
         assert_eq!(chain.iter().map(|e| e.revision).collect::<Vec<_>>(), [1, 3, 4]);
+        assert_eq!(chain[1].cause, Some("deployments.apps/default/web@1".parse().unwrap()));
+        assert_eq!(JournalEntry { time: 0, ..chain[2].clone() }, entry(4, "pods", "web-1-a", Some("replicasets.apps/default/web-1@3")));
     }
 }
