@@ -131,9 +131,10 @@ impl Worker {
             client: &kubelet.client,
             node: node.as_deref(),
         };
-        let mounted = volumes::mount_all(&tools, &fields, &self.volumes).await;
+        let complain = |message: String| kubelet.recorder.warning(&self.about, "FailedMount", message);
+        let mounted = volumes::mount_all(&tools, &fields, &self.volumes, complain).await;
         self.volumes = mounted.map_err(|message| {
-            kubelet.recorder.warning(&self.about, "FailedMount", message.clone());
+            complain(message.clone());
             anyhow!(message)
         })?;
         Ok(())

@@ -135,11 +135,16 @@ pub struct Tools<'a> {
     pub node: Option<&'a Node>,
 }
 
+/// When a volume is looked at again that could not be brought up to date.
+const RETRY: Duration = Duration::from_secs(60);
+
 /// Mounts every volume that a container uses; `before`: what was mounted by the last call. Errors read as upstream's FailedMount event.
+/// What was mounted stays so, whatever became of its source (a ConfigMap may be deleted under its pod); `complain` hears of it.
 pub async fn mount_all(
     tools: &Tools<'_>,
     fields: &fields::Context<'_>,
     before: &BTreeMap<String, Mounted>,
+    complain: impl Fn(String),
 ) -> Result<BTreeMap<String, Mounted>, String> {
     let pod = fields.pod;
     let used = used(pod);
@@ -158,7 +163,14 @@ pub async fn mount_all(
             None => Err(Error::Refused("no volume plugin matched".into())),
         };
         let left: Vec<&str> = volumes[index..].iter().map(|volume| volume.name.as_str()).collect();
-        mounted.insert(volume.name.clone(), result.map_err(|error| error.event(&volume.name, &left))?);
+        let current = match (result.map_err(|error| error.event(&volume.name, &left)), before.get(&volume.name)) {
+            (Err(message), Some(known)) => {
+                complain(message);
+                Mounted { refresh: Some(RETRY), ..known.clone() }
+            }
+            (result, _) => result?,
+        };
+        mounted.insert(volume.name.clone(), current);
     }
     Ok(mounted)
 }

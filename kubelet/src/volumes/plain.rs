@@ -79,6 +79,10 @@ impl VolumePlugin for HostPath {
         volume.host_path.is_some()
     }
 
+    fn lasts(&self) -> bool {
+        true
+    }
+
     async fn mount(&self, _: &Context<'_>, volume: &Volume) -> Result<Mounted, Error> {
         let source = volume.host_path.clone().unwrap_or_default();
         check_host_path(Path::new(&source.path), source.type_.as_deref().unwrap_or_default())?;
