@@ -20,6 +20,9 @@ use tokio::task::JoinSet;
 use config::Config;
 use context::Context;
 
+/// How long controllers may take to end: a little longer than their syncs get.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(6);
+
 /// Serves health and metrics, waits for leadership, and runs all chosen controllers until `token` is cancelled
 /// or leadership is lost (then with an error: a fresh process must start from fresh caches).
 pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()> {
@@ -46,10 +49,21 @@ async fn run_controllers(config: Config, client: kube::Client, token: Cancellati
             running.spawn((row.run)(context.clone()));
         }
     }
-    while let Some(ended) = running.join_next().await {
-        ended??;
+    let all_ended = async {
+        while let Some(ended) = running.join_next().await {
+            ended??;
+        }
+        // Every controller may be off, or end early for want of configuration.
+        context.token.cancelled().await;
+        anyhow::Ok(())
+    };
+    // A controller that was still waiting for its caches would wait for ever.
+    let grace = async {
+        context.token.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        result = all_ended => result,
+        () = grace => Ok(()),
     }
-    // Every controller may be off, or end early for want of configuration.
-    context.token.cancelled().await;
-    Ok(())
 }

@@ -60,7 +60,11 @@ pub async fn run(config: Config, token: CancellationToken) -> anyhow::Result<()>
         }
     }
     let informers = Informers::new(client, leading.clone());
-    live::run(&informers, &config.scheduler_name, leading).await;
+    tokio::select! {
+        () = live::run(&informers, &config.scheduler_name, leading.clone()) => {}
+        // Also while it waits for its caches, which would then never fill.
+        () = leading.cancelled() => {}
+    }
     if !token.is_cancelled() {
         anyhow::bail!("leader election lost");
     }
