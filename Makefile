@@ -2,6 +2,7 @@
 # make down    end it; nothing remains
 # make test    unit tests of all crates, then tests on real clusters
 # make apps-test   the demo applications in manifests/, from their Dockerfiles to their data
+# make chaos   random kills of everything while pods churn; then nothing may be lost or left: make chaos MINUTES=10 STORE=etcd
 # make bench   ours beside stock Kubernetes: make bench STOCK=<folder with stock's bin/>
 # make conformance   Kubernetes' own suite: [FOCUS=regex] [TESTS=file of names] [STOCK=folder where it is built]
 # make stock-diff  what stock answers to the same requests: make stock-diff STOCK=<its kubeconfig>
@@ -13,10 +14,11 @@ export GIT_COMMIT := $(shell git rev-parse HEAD 2>/dev/null)
 BIN := target/release
 CORACLE := $(BIN)/coracle
 WORKERS ?= 2
+MINUTES ?= 10
 # Programs that run in images of their own, without any library beneath them.
 STATIC := pause dns
 
-.PHONY: help setup build up down status test unit cluster-test apps-test bench stock-diff conformance lint
+.PHONY: help setup build up down status test unit cluster-test apps-test chaos bench stock-diff conformance lint
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -47,9 +49,17 @@ test: unit cluster-test
 unit: build
 	cargo test --release --workspace --exclude tests
 
+# Every stage on the embedded store; on etcd those that a store could break, and those about etcd.
+ON_ETCD := nodes_are_ready every_process up_again apply_file get_in_every delete_in_every killed errors no_request_is_lost store
+
 cluster-test: build
 	@scripts/setup tests
 	cargo test --release --workspace --test spine
+	STORE=etcd cargo test --release --workspace --test spine -- $(ON_ETCD)
+
+# Random kills while fifty pods churn. A printed seed repeats a run: make chaos MINUTES=10 SEED=1 STORE=etcd
+chaos: build
+	$(BIN)/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(filter etcd,$(STORE)),--etcd)
 
 apps-test: build
 	cargo test --release --workspace --test apps

@@ -16,6 +16,7 @@ mod quota;
 mod rollout;
 mod services;
 mod storage;
+mod store;
 mod streams;
 mod verbs;
 mod writes;
@@ -30,6 +31,11 @@ use tests::runner;
 /// The cluster, so that two runs on one machine do not meet: `CLUSTER=mine cargo test …`.
 pub fn name() -> String {
     std::env::var("CLUSTER").unwrap_or_else(|_| "test-spine".into())
+}
+
+/// `STORE=etcd` runs the stages on a cluster whose state is in etcd, and those about etcd besides.
+fn on_etcd() -> bool {
+    std::env::var("STORE").is_ok_and(|store| store == "etcd")
 }
 
 /// What every stage gets.
@@ -61,7 +67,11 @@ fn main() -> ExitCode {
     if let Err(e) = leftover.coracle(&["down"]) {
         println!("clear up before: {e:#}");
     }
-    let (passed, failed, skipped) = match Cluster::up(&name(), &FLAGS) {
+    let mut words = FLAGS.to_vec();
+    if on_etcd() {
+        words.push("--etcd");
+    }
+    let (passed, failed, skipped) = match Cluster::up(&name(), &words) {
         Ok((cluster, printed)) => {
             println!("{printed}");
             all(Spine { cluster, printed }, &filters)
@@ -79,7 +89,7 @@ fn main() -> ExitCode {
 }
 
 fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
-    let stages = tests::stages![
+    let mut stages = tests::stages![
         basics::nodes_are_ready,
         basics::quick_start_answers,
         basics::every_process_is_healthy,
@@ -133,6 +143,9 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         control_plane::each_process_killed_in_turn,
         control_plane::killed_during_a_thousand_creates,
     ];
+    if on_etcd() {
+        stages.extend(tests::stages![store::objects_are_seen_in_etcd, store::etcd_away_and_back, store::state_moves_there_and_back]);
+    }
     let (passed, mut failed, skipped) = runner::run(&spine, &stages, filters);
     if std::env::var_os("KEEP").is_some() {
         return (passed, failed, skipped);
