@@ -52,11 +52,12 @@ pub fn etcd_away_and_back(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("s-outage")?;
     kubectl.apply(&deployment("web", 4))?;
     available(&kubectl, "web")?;
+    let watcher = kubectl.spawn("get configmaps --watch-only -o name")?;
+    // Long enough for the watch to begin.
     for n in 0..20 {
         kubectl.ok(&format!("create configmap before-{n}"))?;
     }
     let (objects, pods) = (revisions(&kubectl)?, uids(&kubectl)?);
-    let watcher = kubectl.spawn("get configmaps --watch-only -o name")?;
     let page = Page::watch(spine)?;
     spine.cluster.coracle(&["stop", "etcd"])?;
     let began = Instant::now();
