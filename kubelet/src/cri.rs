@@ -114,6 +114,20 @@ impl Cri {
         Ok(self.runtime.clone().pod_sandbox_status(timed(request, TIMEOUT)).await?.into_inner().status)
     }
 
+    /// The file of a sandbox's network namespace, as the runtime tells it; `None` on the host's network.
+    pub async fn sandbox_network(&self, id: &str) -> Result<Option<PathBuf>> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let info = match self.runtime.clone().pod_sandbox_status(timed(request, TIMEOUT)).await {
+            Ok(answer) => answer.into_inner().info,
+            Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
+            Err(status) => return Err(status.into()),
+        };
+        let told: serde_json::Value = info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+        let namespaces = told["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let network = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "network");
+        Ok(network.and_then(|namespace| namespace["path"].as_str()).map(PathBuf::from))
+    }
+
     /// All sandboxes that carry these labels.
     pub async fn list_sandboxes(&self, labels: HashMap<String, String>) -> Result<Vec<PodSandbox>> {
         let filter = PodSandboxFilter { label_selector: labels, ..Default::default() };

@@ -25,6 +25,7 @@ mod handlers;
 mod images;
 mod keyring;
 mod kubelet;
+mod leftovers;
 mod logs;
 mod machine;
 mod network;

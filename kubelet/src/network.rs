@@ -20,6 +20,10 @@ use tokio::sync::Notify;
 
 use crate::kubelet::Kubelet;
 
+/// The network's name.
+pub const NAME: &str = "coracle";
+/// Where `host-local` notes who has which address, in a folder for each network; a reboot clears it.
+pub const ADDRESSES: &str = "/run/cni-ipam-state";
 const CONFIG: &str = "10-coracle.conflist";
 /// Marks our routes, so that we remove no one else's. (The numbers up to 15 are well known ones.)
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(0x4b);
@@ -63,7 +67,7 @@ fn config(range: &Ipv4Net, portmap: bool) -> Value {
         "ipMasq": false,
         "ipam": {
             "type": "host-local",
-            "dataDir": "/run/cni-ipam-state",
+            "dataDir": ADDRESSES,
             "ranges": [[{"subnet": range.to_string()}]],
             "routes": [{"dst": "0.0.0.0/0"}]
         }
@@ -72,7 +76,7 @@ fn config(range: &Ipv4Net, portmap: bool) -> Value {
     if portmap {
         plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
     }
-    json!({"cniVersion": "0.4.0", "name": "coracle", "plugins": plugins})
+    json!({"cniVersion": "0.4.0", "name": NAME, "plugins": plugins})
 }
 
 fn write_config(kubelet: &Kubelet, changed: &Notify) -> Result<()> {

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::cri::Cri;
 use crate::kubelet::Kubelet;
+use crate::sandbox::LOG_ROOT;
 use crate::pod::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
 use crate::worker::{Desired, Worker};
 
@@ -168,6 +169,7 @@ impl Pods {
     /// Wakes the pods of which a sandbox or container is new, gone or changed; returns what is there now.
     async fn relist(self: &Arc<Self>, before: &HashMap<String, i32>) -> Result<HashMap<String, i32>, crate::cri::Error> {
         let (sandboxes, containers) = tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
+        let known: HashSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
         let sandboxes = sandboxes.into_iter().map(|s| (s.id, s.state, s.labels));
         let all: Vec<_> = sandboxes.chain(containers.into_iter().map(|c| (c.id, 10 + c.state, c.labels))).collect();
         let now: HashMap<String, i32> = all.iter().map(|(id, state, _)| (id.clone(), *state)).collect();
@@ -187,7 +189,8 @@ impl Pods {
             let uid = self.kubelet.owners.lock().remove(id);
             uid.iter().for_each(|uid| self.kubelet.wakes.wake(uid));
         }
-        self.sweep(&seen).await;
+        self.sweep(&all.iter().filter_map(|(_, _, labels)| labels.get(LABEL_POD_UID).cloned()).collect()).await;
+        crate::leftovers::sweep(&self.kubelet.cri, &crate::cri::socket_path(&self.kubelet.config.runtime_endpoint), &known).await?;
         Ok(now)
     }
 
@@ -204,7 +207,7 @@ impl Pods {
         self.set(Desired { pod: Arc::new(Pod { metadata, ..Pod::default() }), gone: true });
     }
 
-    /// Removes directories and cgroups that belong to no pod.
+    /// Removes directories, logs and cgroups that belong to no pod.
     async fn sweep(&self, running: &HashSet<String>) {
         let root = self.kubelet.config.root_dir.clone();
         let cgroups = self.kubelet.cgroups.clone();
@@ -215,6 +218,15 @@ impl Pods {
             for uid in names.filter(|uid| !alive.contains(uid)) {
                 if let Err(error) = crate::volumes::remove_pod_directory(&root, &uid) {
                     tracing::warn!(uid, %error, "orphaned pod directory not removed");
+                }
+            }
+            let logs = std::fs::read_dir(LOG_ROOT).into_iter().flatten().flatten();
+            let of_gone = |path: &std::path::PathBuf| {
+                path.file_name().and_then(|n| n.to_str()?.rsplit_once('_')).is_some_and(|(_, uid)| !alive.contains(uid))
+            };
+            for path in logs.map(|entry| entry.path()).filter(of_gone) {
+                if let Err(error) = std::fs::remove_dir_all(&path) {
+                    tracing::warn!(?path, %error, "orphaned logs not removed");
                 }
             }
             for uid in cgroups.pods().difference(&alive) {

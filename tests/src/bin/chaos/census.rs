@@ -13,6 +13,8 @@ use k8s_cri::v1::{ContainerState, ListContainersRequest, ListPodSandboxRequest};
 use procfs::process::Process;
 use tonic::transport::{Channel, Uri};
 
+/// Where the network plugin notes addresses.
+const ADDRESSES: &str = "run/cni-ipam-state";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
@@ -92,8 +94,8 @@ fn count(cluster: &Cluster, machine: &Machine, counts: &mut BTreeMap<String, usi
     add("network namespace".into(), names(&root.join("run/netns")).len());
     let links = fs::read_to_string(format!("/proc/{first}/net/dev"))?;
     add("device veth".into(), links.lines().filter(|line| line.trim_start().starts_with("veth")).count());
-    for network in names(&root.join("var/lib/cni/networks")) {
-        let addresses = names(&root.join("var/lib/cni/networks").join(network));
+    for network in names(&root.join(ADDRESSES)) {
+        let addresses = names(&root.join(ADDRESSES).join(network));
         add("address".into(), addresses.iter().filter(|name| name.parse::<std::net::IpAddr>().is_ok()).count());
     }
     add("folder of a pod".into(), names(&root.join("var/lib/kubelet/pods")).len());
