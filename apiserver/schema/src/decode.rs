@@ -368,7 +368,7 @@ impl Seed<'_> {
         let fits = match self.kind {
             Kind::Int32 => i32::try_from(number).is_ok(),
             Kind::Int64 => i64::try_from(number).is_ok(),
-            Kind::Float64 => return Value::from(number as f64),
+            Kind::Float64 => return scalar::float(number as f64),
             Kind::Quantity => return self.parsed(scalar::quantity(&number.to_string())),
             Kind::IntOrString => i32::try_from(number).is_ok(),
             Kind::Raw => return i64::try_from(number).map(Value::from).or_else(|_| u64::try_from(number).map(Value::from)).unwrap_or(Value::Null),
@@ -439,7 +439,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
         Ok(match self.kind {
-            Kind::Float64 | Kind::Raw => Value::from(value),
+            Kind::Float64 => scalar::float(value),
+            Kind::Raw => Value::from(value),
             Kind::Quantity => self.parsed(scalar::quantity(&value.to_string())),
             Kind::Int32 | Kind::Int64 | Kind::IntOrString => self.wrong(&format!("number {value:?}")),
             _ => self.wrong("number"),

@@ -315,7 +315,7 @@ fn read(wire: Wire<'_>, kind: Kind, depth: usize) -> Result<Value> {
         (Kind::Bool, Wire::Varint(n)) => Value::Bool(n != 0),
         (Kind::Int32, Wire::Varint(n)) => Value::from(n as i32),
         (Kind::Int64, Wire::Varint(n)) => Value::from(n as i64),
-        (Kind::Float64, Wire::Fixed(n)) => Value::from(f64::from_bits(n)),
+        (Kind::Float64, Wire::Fixed(n)) => scalar::float(f64::from_bits(n)),
         (Kind::String, Wire::Bytes(b)) => Value::from(utf8(b)?),
         (Kind::Bytes, Wire::Bytes(b)) => Value::from(scalar::to_base64(b)),
         (Kind::Struct(_), Wire::Bytes(b)) => {

@@ -6,6 +6,7 @@ use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde_json::Value;
 
 /// RFC 3339 in UTC, whole seconds (the rest is cut off).
 pub fn time(text: &str) -> Result<String, String> {
@@ -46,6 +47,12 @@ pub fn seconds_nanos(text: &str) -> Option<(i64, i32)> {
 
 pub fn from_seconds_nanos(seconds: i64, nanos: i32) -> Option<String> {
     Timestamp::new(seconds, nanos).ok().map(|t| t.to_string())
+}
+
+/// A float as Go writes it: a whole one without a point.
+pub fn float(value: f64) -> Value {
+    let whole = value.fract() == 0.0 && value.abs() < 1e15;
+    if whole { Value::from(value as i64) } else { Value::from(value) }
 }
 
 pub fn quantity(text: &str) -> Result<String, String> {

@@ -479,7 +479,7 @@ mod tests {
                 json!({"ipFamilies": ["IPv4", "IPv6"]}),
                 "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified",
             ),
-            (json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), "spec.clusterIPs[0]: Invalid value: [\"fd00::1\"]: IPv6 is not configured on this cluster"),
+            (json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), "spec.clusterIPs[0]: Invalid value: []string{\"fd00::1\"}: IPv6 is not configured on this cluster"),
         ] {
             let mut spec = spec;
             spec["type"] = json!("ClusterIP");

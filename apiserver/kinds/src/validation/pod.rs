@@ -61,6 +61,13 @@ fn host_network_ports(path: &Path, spec: &PodSpec) -> ErrorList {
     errors
 }
 
+/// Segments parted by dots or slashes, each begun and ended by a letter or a digit.
+fn is_sysctl(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let segment = |part: &str| part.starts_with(plain) && part.ends_with(plain) && part.chars().all(|c| plain(c) || c == '-' || c == '_');
+    name.len() <= 253 && name.split(['.', '/']).all(segment)
+}
+
 fn security_context(path: &Path, context: &PodSecurityContext) -> ErrorList {
     let mut errors = unix_id(&path.child("fsGroup"), context.fs_group);
     errors.extend(unix_id(&path.child("runAsUser"), context.run_as_user));
@@ -73,6 +80,9 @@ fn security_context(path: &Path, context: &PodSecurityContext) -> ErrorList {
         let path = path.child("sysctls").index(index).child("name");
         if sysctl.name.is_empty() {
             errors.push(Error::required(&path, ""));
+        } else if !is_sysctl(&sysctl.name) {
+            let detail = "must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+            errors.push(Error::invalid(&path, sysctl.name.as_str(), detail));
         } else if seen.contains(&sysctl.name.as_str()) {
             errors.push(Error::duplicate(&path, sysctl.name.as_str()));
         }
