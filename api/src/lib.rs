@@ -20,7 +20,7 @@ pub mod tree;
 pub mod volume;
 
 pub use cause::{Cause, JournalEntry};
-pub use key::{Gvk, Gvr, GroupKind, GroupResource, Key};
+pub use key::{GroupKind, GroupResource, Gvk, Gvr, Key};
 pub use quantity::Quantity;
 pub use selector::{FieldSelector, LabelSelector};
 pub use status::Status;

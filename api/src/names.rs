@@ -31,37 +31,77 @@ macro_rules! form {
     };
 }
 
-form!(DNS1123_LABEL, "[a-z0-9]([-a-z0-9]*[a-z0-9])?", 63,
+form!(
+    DNS1123_LABEL,
+    "[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+    63,
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character",
-    ["my-name", "123-abc"]);
-form!(DNS1123_SUBDOMAIN, r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", 253,
+    ["my-name", "123-abc"]
+);
+form!(
+    DNS1123_SUBDOMAIN,
+    r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+    253,
     "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character",
-    ["example.com"]);
-form!(DNS1035_LABEL, "[a-z]([-a-z0-9]*[a-z0-9])?", 63,
+    ["example.com"]
+);
+form!(
+    DNS1035_LABEL,
+    "[a-z]([-a-z0-9]*[a-z0-9])?",
+    63,
     "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character",
-    ["my-name", "abc-123"]);
-form!(QUALIFIED_NAME, "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]", 63,
+    ["my-name", "abc-123"]
+);
+form!(
+    QUALIFIED_NAME,
+    "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]",
+    63,
     "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
-    ["MyName", "my.name", "123-abc"]);
-form!(LABEL_VALUE, "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", 63,
+    ["MyName", "my.name", "123-abc"]
+);
+form!(
+    LABEL_VALUE,
+    "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?",
+    63,
     "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
-    ["MyValue", "my_value", "12345"]);
-form!(CONFIG_MAP_KEY, "[-._a-zA-Z0-9]+", 253,
+    ["MyValue", "my_value", "12345"]
+);
+form!(
+    CONFIG_MAP_KEY,
+    "[-._a-zA-Z0-9]+",
+    253,
     "a valid config key must consist of alphanumeric characters, '-', '_' or '.'",
-    ["key.name", "KEY_NAME", "key-name"]);
-form!(ENV_VAR_NAME, "[-._a-zA-Z][-._a-zA-Z0-9]*", usize::MAX,
+    ["key.name", "KEY_NAME", "key-name"]
+);
+form!(
+    ENV_VAR_NAME,
+    "[-._a-zA-Z][-._a-zA-Z0-9]*",
+    usize::MAX,
     "a valid environment variable name must consist of alphabetic characters, digits, '_', '-', or '.', and must not start with a digit",
-    ["my.env-name", "MY_ENV.NAME", "MyEnvName1"]);
-form!(C_IDENTIFIER, "[A-Za-z_][A-Za-z0-9_]*", usize::MAX,
+    ["my.env-name", "MY_ENV.NAME", "MyEnvName1"]
+);
+form!(
+    C_IDENTIFIER,
+    "[A-Za-z_][A-Za-z0-9_]*",
+    usize::MAX,
     "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'",
-    ["my_name", "MY_NAME", "MyName"]);
-form!(WILDCARD_SUBDOMAIN, r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", 253,
+    ["my_name", "MY_NAME", "MyName"]
+);
+form!(
+    WILDCARD_SUBDOMAIN,
+    r"\*\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+    253,
     "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character",
-    ["*.example.com"]);
-form!(HTTP_HEADER_NAME, "[-A-Za-z0-9]+", usize::MAX,
-    "a valid HTTP header must consist of alphanumeric characters or '-'", ["X-Header-Name"]);
-form!(PERCENT, "[0-9]+%", usize::MAX,
-    "a valid percent string must be a numeric string followed by an ending '%'", ["1%", "93%"]);
+    ["*.example.com"]
+);
+form!(
+    HTTP_HEADER_NAME,
+    "[-A-Za-z0-9]+",
+    usize::MAX,
+    "a valid HTTP header must consist of alphanumeric characters or '-'",
+    ["X-Header-Name"]
+);
+form!(PERCENT, "[0-9]+%", usize::MAX, "a valid percent string must be a numeric string followed by an ending '%'", ["1%", "93%"]);
 
 impl Form {
     fn error(&self) -> String {
@@ -289,15 +329,21 @@ mod tests {
     fn messages_are_upstreams() {
         assert_eq!(
             is_dns1123_label("Web"),
-            ["a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]
+            [
+                "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
+            ]
         );
         assert_eq!(
             is_dns1123_subdomain("A_b"),
-            [r"a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"]
+            [
+                r"a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+            ]
         );
         assert_eq!(
             is_valid_label_value("a b"),
-            ["a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"]
+            [
+                "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+            ]
         );
         assert_eq!(is_dns1123_label(&"a".repeat(64)), ["must be no more than 63 characters"]);
     }

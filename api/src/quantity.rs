@@ -28,9 +28,7 @@ pub struct Quantity {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseQuantityError {
-    #[error(
-        "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
-    )]
+    #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
     Format,
     #[error("unable to parse quantity's suffix")]
     Suffix,
@@ -172,8 +170,7 @@ impl fmt::Display for Quantity {
         let whole = self.nano % NANO == 0;
         let units = self.nano / NANO;
         if self.format == Format::BinarySi && whole && units.abs() >= 1024 {
-            let (suffix, shift) =
-                BINARY.iter().rev().find(|(_, shift)| units % (1i128 << shift) == 0).copied().unwrap_or(("", 0));
+            let (suffix, shift) = BINARY.iter().rev().find(|(_, shift)| units % (1i128 << shift) == 0).copied().unwrap_or(("", 0));
             return write!(f, "{}{suffix}", units >> shift);
         }
         if self.format == Format::BinarySi && whole {
@@ -249,10 +246,34 @@ mod tests {
     #[test]
     fn canonical_form() {
         for (text, canonical) in [
-            ("0", "0"), ("0m", "0"), ("100m", "100m"), ("1000m", "1"), ("1.5", "1500m"), ("0.1", "100m"), ("1.5Gi", "1536Mi"),
-            ("1024Mi", "1Gi"), ("1024", "1024"), ("1000", "1k"), ("1500", "1500"), ("1e3", "1e3"), ("1E3", "1e3"), ("12e6", "12e6"),
-            ("1Ki", "1Ki"), ("512Ki", "512Ki"), ("0.5Ki", "512"), ("-1", "-1"), ("+2", "2"), ("1M", "1M"), ("1000k", "1M"), (".5", "500m"), ("5.", "5"),
-            ("1n", "1n"), ("0.1n", "1n"), ("100Ei", "9223372036854775807"), ("0.0001", "100u"), ("1000000Ki", "1000000Ki"),
+            ("0", "0"),
+            ("0m", "0"),
+            ("100m", "100m"),
+            ("1000m", "1"),
+            ("1.5", "1500m"),
+            ("0.1", "100m"),
+            ("1.5Gi", "1536Mi"),
+            ("1024Mi", "1Gi"),
+            ("1024", "1024"),
+            ("1000", "1k"),
+            ("1500", "1500"),
+            ("1e3", "1e3"),
+            ("1E3", "1e3"),
+            ("12e6", "12e6"),
+            ("1Ki", "1Ki"),
+            ("512Ki", "512Ki"),
+            ("0.5Ki", "512"),
+            ("-1", "-1"),
+            ("+2", "2"),
+            ("1M", "1M"),
+            ("1000k", "1M"),
+            (".5", "500m"),
+            ("5.", "5"),
+            ("1n", "1n"),
+            ("0.1n", "1n"),
+            ("100Ei", "9223372036854775807"),
+            ("0.0001", "100u"),
+            ("1000000Ki", "1000000Ki"),
         ] {
             assert_eq!(Quantity::parse(text).unwrap().to_string(), canonical, "{text}");
         }

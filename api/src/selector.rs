@@ -148,8 +148,7 @@ impl LabelSelector {
     /// From an API object's selector. `None` matches nothing, an empty selector everything.
     pub fn from_k8s(selector: Option<&K8sLabelSelector>) -> Result<Self, SelectorError> {
         let Some(selector) = selector else { return Ok(LabelSelector::nothing()) };
-        let mut requirements: Vec<Requirement> =
-            selector.match_labels.iter().flatten().map(|(k, v)| equality(k, v)).collect();
+        let mut requirements: Vec<Requirement> = selector.match_labels.iter().flatten().map(|(k, v)| equality(k, v)).collect();
         for expression in selector.match_expressions.iter().flatten() {
             let operator = match expression.operator.as_str() {
                 "In" => Operator::In,
@@ -400,9 +399,23 @@ mod tests {
     fn label_selectors_match() {
         let web = labels(&[("app", "web"), ("tier", "1")]);
         for (text, expected) in [
-            ("", true), ("app=web", true), ("app==web", true), ("app!=web", false), ("app in (web,db)", true), ("app notin (web)", false),
-            ("x notin (web)", true), ("app", true), ("!app", false), ("!x", true), ("tier>0", true), ("tier<1", false), ("app=web,tier=1", true),
-            ("app=web,tier=2", false), ("x=", false), ("app in ( web , db ),tier", true), ("x!=y", true),
+            ("", true),
+            ("app=web", true),
+            ("app==web", true),
+            ("app!=web", false),
+            ("app in (web,db)", true),
+            ("app notin (web)", false),
+            ("x notin (web)", true),
+            ("app", true),
+            ("!app", false),
+            ("!x", true),
+            ("tier>0", true),
+            ("tier<1", false),
+            ("app=web,tier=1", true),
+            ("app=web,tier=2", false),
+            ("x=", false),
+            ("app in ( web , db ),tier", true),
+            ("x!=y", true),
         ] {
             assert_eq!(LabelSelector::parse(text).unwrap().matches(&web), expected, "{text}");
         }
@@ -421,7 +434,13 @@ mod tests {
     #[test]
     fn field_selectors() {
         let selector = FieldSelector::parse(r"spec.nodeName=n1,status.phase!=Failed,x=a\,b").unwrap();
-        let value = |f: &str| Some(match f { "spec.nodeName" => "n1", "x" => "a,b", _ => "" });
+        let value = |f: &str| {
+            Some(match f {
+                "spec.nodeName" => "n1",
+                "x" => "a,b",
+                _ => "",
+            })
+        };
         assert!(selector.matches(value));
         assert_eq!(selector.exact("spec.nodeName"), Some("n1"));
         assert_eq!(selector.to_string(), r"spec.nodeName=n1,status.phase!=Failed,x=a\,b");

@@ -171,8 +171,7 @@ impl Status {
 
     /// For a path no resource is served under.
     pub fn no_such_resource() -> Self {
-        Status::new(404, Reason::NotFound, "the server could not find the requested resource")
-            .with_details(Details::default())
+        Status::new(404, Reason::NotFound, "the server could not find the requested resource").with_details(Details::default())
     }
 
     pub fn already_exists(resource: &GroupResource, name: &str) -> Self {
@@ -181,8 +180,7 @@ impl Status {
 
     /// `generateName` met an existing name too often.
     pub fn generate_name_conflict(resource: &GroupResource, name: &str) -> Self {
-        let message =
-            format!("{resource} {name:?} already exists, the server was not able to generate a unique name for the object");
+        let message = format!("{resource} {name:?} already exists, the server was not able to generate a unique name for the object");
         Status::new(409, Reason::AlreadyExists, message).about(resource, name).with_retry_after(1)
     }
 
@@ -198,10 +196,8 @@ impl Status {
     }
 
     pub fn invalid(kind: &GroupKind, name: &str, errors: Vec<field::Error>) -> Self {
-        let causes = errors
-            .iter()
-            .map(|e| StatusCause { reason: e.kind.reason().to_owned(), message: e.body(), field: e.field.clone() })
-            .collect();
+        let causes =
+            errors.iter().map(|e| StatusCause { reason: e.kind.reason().to_owned(), message: e.body(), field: e.field.clone() }).collect();
         let message = if errors.is_empty() {
             format!("{kind} {name:?} is invalid")
         } else {
@@ -233,8 +229,7 @@ impl Status {
     }
 
     pub fn unsupported_media_type(accepted: &[&str]) -> Self {
-        let message =
-            format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
+        let message = format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "));
         Status::new(415, Reason::UnsupportedMediaType, message)
     }
 
@@ -261,8 +256,7 @@ impl Status {
     }
 
     pub fn server_timeout(resource: &GroupResource, operation: &str, retry_seconds: u32) -> Self {
-        let message =
-            format!("The {operation} operation against {resource} could not be completed at this time, please try again.");
+        let message = format!("The {operation} operation against {resource} could not be completed at this time, please try again.");
         Status::new(500, Reason::ServerTimeout, message).about(resource, "").with_retry_after(retry_seconds)
     }
 

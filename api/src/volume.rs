@@ -4,7 +4,9 @@
 //! `volume.spec.claimRef`, `volume.status.phase`, `claim.spec.volumeName` (with [`BIND_COMPLETED`]), `claim.status.phase`.
 //! Upstream: `component-helpers/storage/volume/{helpers,pv_helpers}.go`, v1.33.
 
-use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimSpec, PersistentVolumeSpec,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::{LabelSelector, Quantity};
@@ -164,7 +166,8 @@ mod tests {
     fn volume(spec: Value, phase: &str) -> PersistentVolume {
         let mut whole = json!({"capacity": {"storage": "5Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": "s"});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        serde_json::from_value(json!({"metadata": {"name": "v", "labels": {"tier": "fast"}}, "spec": whole, "status": {"phase": phase}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "v", "labels": {"tier": "fast"}}, "spec": whole, "status": {"phase": phase}}))
+            .unwrap()
     }
 
     fn claim(spec: Value) -> PersistentVolumeClaim {

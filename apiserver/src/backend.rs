@@ -99,7 +99,10 @@ pub fn onward(call: &Call, place: &Place, host: &str, body: Body, upgrading: boo
 
 /// Not what concerns one connection only, nor what was said to this server.
 fn passes(name: &HeaderName, upgrading: bool) -> bool {
-    let hop = matches!(name.as_str(), "connection" | "upgrade" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "content-length" | "host");
+    let hop = matches!(
+        name.as_str(),
+        "connection" | "upgrade" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "content-length" | "host"
+    );
     let ours = *name == AUTHORIZATION || name.as_str().starts_with("impersonate-") || name.as_str() == api::cause::HEADER;
     !ours && (!hop || upgrading && matches!(*name, CONNECTION | UPGRADE))
 }

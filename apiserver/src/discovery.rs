@@ -84,7 +84,8 @@ impl Discovery {
             _ => (plain, negotiate::JSON),
         };
         let known = call.headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == document.etag.as_bytes());
-        let mut answer = if known { respond::bytes(304, content_type, Bytes::new()) } else { respond::bytes(200, content_type, document.body.clone()) };
+        let mut answer =
+            if known { respond::bytes(304, content_type, Bytes::new()) } else { respond::bytes(200, content_type, document.body.clone()) };
         if let Ok(etag) = document.etag.parse() {
             answer.headers_mut().insert(ETAG, etag);
         }
@@ -94,7 +95,17 @@ impl Discovery {
 
     /// What `GET /` lists.
     pub fn paths(&self) -> Vec<String> {
-        let fixed = ["/.well-known/openid-configuration", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+        let fixed = [
+            "/.well-known/openid-configuration",
+            "/healthz",
+            "/livez",
+            "/metrics",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+        ];
         let mut paths: Vec<String> = self.plain.keys().cloned().chain(fixed.map(str::to_owned)).collect();
         paths.sort();
         paths

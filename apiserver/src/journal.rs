@@ -116,7 +116,14 @@ mod tests {
 
     fn entry(revision: u64, resource: &str, name: &str, cause: Option<&str>) -> JournalEntry {
         let cause = cause.map(|c| c.parse().unwrap());
-        JournalEntry { revision, resource: resource.into(), namespace: "default".into(), name: name.into(), cause, ..JournalEntry::default() }
+        JournalEntry {
+            revision,
+            resource: resource.into(),
+            namespace: "default".into(),
+            name: name.into(),
+            cause,
+            ..JournalEntry::default()
+        }
     }
 
     #[test]

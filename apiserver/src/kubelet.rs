@@ -66,7 +66,10 @@ async fn ask(app: &App, call: &Call, target: &Target, place: &Place) -> Result<A
     let said = String::from_utf8_lossy(&body[..body.len().min(MAX_REFUSAL)]).trim().to_owned();
     Err(match code {
         400 => Status::bad_request(said),
-        404 => Status { message: format!("the server could not find the requested resource ( {} {})", target.resource(), target.key.name), ..Status::not_found(&target.resource(), &target.key.name) },
+        404 => Status {
+            message: format!("the server could not find the requested resource ( {} {})", target.resource(), target.key.name),
+            ..Status::not_found(&target.resource(), &target.key.name)
+        },
         503 => Status::service_unavailable(said),
         _ => Status::internal(said),
     })
@@ -78,9 +81,15 @@ fn refuse_untranslatable(headers: &HeaderMap) -> Result<(), Status> {
     if !is_websocket {
         return Ok(());
     }
-    let offered: Vec<&str> =
-        headers.get_all("sec-websocket-protocol").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
-    let spoken = |p: &&str| matches!(*p, "v4.channel.k8s.io" | "v4.base64.channel.k8s.io" | "channel.k8s.io" | "base64.channel.k8s.io" | "");
+    let offered: Vec<&str> = headers
+        .get_all("sec-websocket-protocol")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(str::trim)
+        .collect();
+    let spoken =
+        |p: &&str| matches!(*p, "v4.channel.k8s.io" | "v4.base64.channel.k8s.io" | "channel.k8s.io" | "base64.channel.k8s.io" | "");
     if offered.is_empty() || offered.iter().any(spoken) {
         return Ok(());
     }
@@ -104,7 +113,8 @@ pub fn kubelet_of(app: &App, name: &str) -> Result<Place, Status> {
     let addresses = items(&node, "/status/addresses");
     let of_type = |wanted: &str| addresses.iter().find(|a| a["type"] == wanted).and_then(|a| a["address"].as_str());
     let host = ["InternalIP", "ExternalIP", "Hostname"].into_iter().find_map(of_type);
-    let host = host.ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {}", node["status"]["addresses"])))?;
+    let host =
+        host.ok_or_else(|| Status::internal(format!("no preferred addresses found; known addresses: {}", node["status"]["addresses"])))?;
     let port = number(&node, "/status/daemonEndpoints/kubeletEndpoint/Port").filter(|p| *p != 0).unwrap_or(DEFAULT_KUBELET_PORT);
     Ok(Place { host: host.to_owned(), port: port as u16, security: Security::Kubelet, path: String::new() })
 }
@@ -173,7 +183,8 @@ fn log_place(app: &App, call: &Call, target: &Target) -> Result<Option<Place>, S
             query.append_pair(name, value);
         }
     }
-    place.path = format!("/containerLogs/{}/{}/{}?{}", encode(&target.key.namespace), encode(&target.key.name), encode(&container), query.finish());
+    place.path =
+        format!("/containerLogs/{}/{}/{}?{}", encode(&target.key.namespace), encode(&target.key.name), encode(&container), query.finish());
     Ok(Some(place))
 }
 
@@ -186,7 +197,10 @@ fn stream_place(app: &App, call: &Call, target: &Target) -> Result<Place, Status
     let (pod, kubelet) = pod_and_kubelet(app, target)?;
     let container = container(&pod, call, target)?;
     if matches!(text(&pod, "/status/phase"), "Succeeded" | "Failed") {
-        return Err(Status::bad_request(format!("cannot exec into a container in a completed pod; current phase is {}", text(&pod, "/status/phase"))));
+        return Err(Status::bad_request(format!(
+            "cannot exec into a container in a completed pod; current phase is {}",
+            text(&pod, "/status/phase")
+        )));
     }
     let mut place = host_of(kubelet, target)?;
     let mut query = Serializer::new(String::new());

@@ -83,8 +83,10 @@ async fn open_registry(config: &Config) -> anyhow::Result<Arc<Registry>> {
     let transformer: Arc<dyn Transformer> = Arc::new(Identity);
     let authorizer = Arc::new(Authorizer::new());
     let observer = authorizer.clone();
-    let observe = move |kind: &'static Kind, key: &api::Key, new: Option<&serde_json::Value>| observer.observe(&kind.group_resource(), key, new);
-    let (cache, changes) = Cache::load(KINDS.iter().filter(has_records), &*store, &*transformer, &observe).await.context("loading the store")?;
+    let observe =
+        move |kind: &'static Kind, key: &api::Key, new: Option<&serde_json::Value>| observer.observe(&kind.group_resource(), key, new);
+    let (cache, changes) =
+        Cache::load(KINDS.iter().filter(has_records), &*store, &*transformer, &observe).await.context("loading the store")?;
     let cache = Arc::new(cache);
     let small = cache.clone();
     tokio::spawn(async move { small.keep_small().await });
@@ -129,6 +131,8 @@ fn own_address(bind: IpAddr) -> IpAddr {
         return bind;
     }
     // Connecting a UDP socket sends nothing; it only chooses a route.
-    let probe = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9").map(|()| socket)).and_then(|socket| socket.local_addr());
+    let probe = UdpSocket::bind("0.0.0.0:0")
+        .and_then(|socket| socket.connect("192.0.2.1:9").map(|()| socket))
+        .and_then(|socket| socket.local_addr());
     probe.map_or(IpAddr::from([127, 0, 0, 1]), |address| address.ip())
 }

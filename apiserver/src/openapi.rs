@@ -29,7 +29,11 @@ pub fn serve(call: &Call) -> Result<Answer, Status> {
     match call.info.path.as_str() {
         "/openapi/v2" => Ok(document(
             call,
-            &[(JSON, JSON, &openapi::V2), (V2_PROTOBUF_OLD, V2_PROTOBUF, &openapi::V2_PROTOBUF), (V2_PROTOBUF, V2_PROTOBUF, &openapi::V2_PROTOBUF)],
+            &[
+                (JSON, JSON, &openapi::V2),
+                (V2_PROTOBUF_OLD, V2_PROTOBUF, &openapi::V2_PROTOBUF),
+                (V2_PROTOBUF, V2_PROTOBUF, &openapi::V2_PROTOBUF),
+            ],
         )),
         "/openapi/v3" => Ok(respond::bytes(200, JSON, index())),
         path => {

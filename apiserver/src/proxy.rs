@@ -48,7 +48,8 @@ pub async fn serve(app: &App, call: &Call, target: &Target, upgrade: Option<OnUp
     if route.path.is_empty() && matches!(call.method, Method::GET | Method::HEAD) {
         return Ok(respond_moved(call));
     }
-    let response = backend::send(app, &place, request).await.map_err(|e| Status::unclassified(format!("error trying to reach service: {e}")))?;
+    let response =
+        backend::send(app, &place, request).await.map_err(|e| Status::unclassified(format!("error trying to reach service: {e}")))?;
     let mut answer = backend::pass_on(response);
     for name in ["origin", "methods", "headers", "credentials"] {
         answer.headers_mut().remove(format!("access-control-allow-{name}"));
@@ -143,7 +144,8 @@ fn pod_place(app: &App, target: &Target) -> Result<Place, Status> {
     let (scheme, name, port) = split_name("pod", &target.key.name)?;
     let pod = app.registry.find(&Target { key: Key::new(target.key.namespace.clone(), name), ..target.clone() })?.value();
     let ports = items(&pod, "/spec/containers").iter().flat_map(|c| items(c, "/ports"));
-    let declared = |wanted: &str| ports.clone().find(|p| wanted.is_empty() || p["name"] == wanted).and_then(|p| p["containerPort"].as_u64());
+    let declared =
+        |wanted: &str| ports.clone().find(|p| wanted.is_empty() || p["name"] == wanted).and_then(|p| p["containerPort"].as_u64());
     let default = if scheme == "https" { 443 } else { 80 };
     let port = port.parse().ok().or_else(|| declared(port).and_then(|p| u16::try_from(p).ok())).unwrap_or(default);
     let host = text(&pod, "/status/podIP");
@@ -161,7 +163,13 @@ fn service_place(app: &App, target: &Target) -> Result<Place, Status> {
         let missing = || Status::service_unavailable(format!("no service port {number_asked} found for service {name:?}"));
         port_name = text(found.ok_or_else(missing)?, "/name").to_owned();
     }
-    let endpoints = app.registry.cache.get(&GroupResource::new("", "endpoints")).and_then(|e| e.get(&key)).ok_or_else(|| Status::not_found(&target.resource(), name))?.value();
+    let endpoints = app
+        .registry
+        .cache
+        .get(&GroupResource::new("", "endpoints"))
+        .and_then(|e| e.get(&key))
+        .ok_or_else(|| Status::not_found(&target.resource(), name))?
+        .value();
     let subsets = items(&endpoints, "/subsets");
     if subsets.is_empty() {
         return Err(Status::service_unavailable(format!("no endpoints available for service {name:?}")));
@@ -169,11 +177,13 @@ fn service_place(app: &App, target: &Target) -> Result<Place, Status> {
     let mut order: Vec<&Value> = subsets.iter().collect();
     order.shuffle(&mut rand::rng());
     let found = order.into_iter().find_map(|subset| {
-        let port = items(subset, "/ports").iter().find(|p| text(p, "/name") == port_name).and_then(|p| u16::try_from(p["port"].as_u64()?).ok())?;
+        let port =
+            items(subset, "/ports").iter().find(|p| text(p, "/name") == port_name).and_then(|p| u16::try_from(p["port"].as_u64()?).ok())?;
         let ready: Vec<&Value> = items(subset, "/addresses").iter().filter(|address| is_of_its_pod(app, address)).collect();
         Some((text(ready.choose(&mut rand::rng())?, "/ip").to_owned(), port))
     });
-    let (host, port) = found.ok_or_else(|| Status::service_unavailable(format!("no endpoints available for service {:?}", target.key.name)))?;
+    let (host, port) =
+        found.ok_or_else(|| Status::service_unavailable(format!("no endpoints available for service {:?}", target.key.name)))?;
     Ok(Place { host, port, security: security(scheme), path: String::new() })
 }
 
@@ -200,7 +210,11 @@ impl Rewriter<'_> {
         if !same_host || !uri.path().starts_with('/') || authority.is_empty() && !link.starts_with('/') || link.starts_with("//") {
             return link.to_owned();
         }
-        let scheme = uri.scheme_str().filter(|_| authority == self.host && !authority.is_empty()).map(|s| format!("{s}://{authority}")).unwrap_or_default();
+        let scheme = uri
+            .scheme_str()
+            .filter(|_| authority == self.host && !authority.is_empty())
+            .map(|s| format!("{s}://{authority}"))
+            .unwrap_or_default();
         let (behind, anchor) = link.split_once('#').map_or((link, ""), |(link, anchor)| (link, anchor));
         let query = behind.split_once('?').map_or("", |(_, query)| query);
         let prefix = if uri.path().starts_with(self.prefix) { "" } else { self.prefix };
@@ -216,7 +230,8 @@ impl Rewriter<'_> {
 }
 
 async fn rewrite(mut answer: Answer, rewriter: &Rewriter<'_>) -> Result<Answer, Status> {
-    let value = |answer: &Answer, name| answer.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default().to_owned();
+    let value =
+        |answer: &Answer, name| answer.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or_default().to_owned();
     let location = value(&answer, LOCATION);
     if !location.is_empty() {
         respond::header(&mut answer, "location", &rewriter.link(&location));
@@ -287,7 +302,9 @@ mod tests {
         ] {
             assert_eq!(split_name("pod", id).ok(), expected, "{id}");
         }
-        for (host, ok) in [("10.1.2.3", true), ("127.0.0.1", false), ("169.254.1.1", false), ("224.0.0.1", false), ("::1", false), ("", false)] {
+        for (host, ok) in
+            [("10.1.2.3", true), ("127.0.0.1", false), ("169.254.1.1", false), ("224.0.0.1", false), ("::1", false), ("", false)]
+        {
             assert_eq!(allowed(host).is_ok(), ok, "{host}");
         }
     }

@@ -37,7 +37,9 @@ fn roots(path: &Path) -> anyhow::Result<RootCertStore> {
 
 /// Clients may show a certificate; one that is shown must be signed by the client CA.
 pub fn server(config: &Config) -> anyhow::Result<ServerConfig> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider()).allow_unauthenticated().build()?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&config.client_ca_file)?), provider())
+        .allow_unauthenticated()
+        .build()?;
     let mut tls = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
@@ -60,7 +62,11 @@ pub fn kubelet_client(config: &Config) -> anyhow::Result<Option<ClientConfig>> {
 /// For pods and services behind the proxy: whoever answers at the address is who was asked for, as upstream has it.
 pub fn anyone() -> anyhow::Result<ClientConfig> {
     let verifier = Arc::new(Anyone(provider()));
-    Ok(ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
 }
 
 /// Checks that the other side has the key of the certificate it shows, and nothing of the certificate.
@@ -68,15 +74,32 @@ pub fn anyone() -> anyhow::Result<ClientConfig> {
 struct Anyone(Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
     }
 

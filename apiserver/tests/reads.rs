@@ -20,7 +20,9 @@ fn map(name: &str) -> Value {
 async fn start(dir: &std::path::Path, names: &[&str]) -> (Server, Client) {
     let server = Server::start(dir).await;
     let mut client = server.client("admin").await;
-    client.json(Method::POST, "/api/v1/namespaces", Some(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}))).await;
+    client
+        .json(Method::POST, "/api/v1/namespaces", Some(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})))
+        .await;
     for name in names {
         assert_eq!(client.json(Method::POST, MAPS, Some(&map(name))).await.0, 201);
     }
@@ -55,7 +57,8 @@ async fn protobuf_says_what_json_says() {
     assert_eq!(code, 404);
     assert_eq!(from_protobuf(&body, &Gvk::new("", "v1", "Status"))["message"], "configmaps \"none\" not found");
 
-    let (_, headers, body) = client.get_as(&format!("{MAPS}?watch=1&resourceVersion=0&timeoutSeconds=1&fieldSelector=metadata.name=a"), PROTOBUF).await.unwrap();
+    let (_, headers, body) =
+        client.get_as(&format!("{MAPS}?watch=1&resourceVersion=0&timeoutSeconds=1&fieldSelector=metadata.name=a"), PROTOBUF).await.unwrap();
     assert_eq!(headers["content-type"], "application/vnd.kubernetes.protobuf;stream=watch");
     assert_eq!(body, schema::watch_event("ADDED", &schema::encode_protobuf(&Gvk::new("", "v1", "ConfigMap"), &json)));
 
@@ -69,14 +72,19 @@ async fn protobuf_says_what_json_says() {
 async fn a_streamed_list_ends_with_a_marked_bookmark() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, mut client) = start(dir.path(), &["a", "b"]).await;
-    let path = format!("{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1&labelSelector=set");
+    let path = format!(
+        "{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=1&labelSelector=set"
+    );
     let (_, _, body) = client.get_as(&path, "application/json").await.unwrap();
-    let events: Vec<Value> = body.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect();
+    let events: Vec<Value> =
+        body.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).unwrap()).collect();
     let seen: Vec<&str> = events.iter().map(|e| e["type"].as_str().unwrap()).collect();
     assert_eq!(seen, ["ADDED", "ADDED", "BOOKMARK"]);
     let bookmark = &events[2]["object"];
     assert_eq!(bookmark["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
-    assert!(bookmark["metadata"]["resourceVersion"].as_str().unwrap() >= events[1]["object"]["metadata"]["resourceVersion"].as_str().unwrap());
+    assert!(
+        bookmark["metadata"]["resourceVersion"].as_str().unwrap() >= events[1]["object"]["metadata"]["resourceVersion"].as_str().unwrap()
+    );
     let (code, said) = client.json(Method::GET, &format!("{MAPS}?watch=1&sendInitialEvents=true"), None).await;
     assert_eq!((code, &said["details"]["causes"][0]["field"]), (422, &json!("resourceVersionMatch")));
 }
@@ -92,7 +100,8 @@ async fn pages_are_of_one_snapshot() {
     let token = first["metadata"]["continue"].as_str().unwrap().to_owned();
     assert_eq!(client.json(Method::DELETE, &format!("{MAPS}/c"), None).await.0, 200);
     assert_eq!(client.json(Method::POST, MAPS, Some(&map("cc"))).await.0, 201);
-    let (_, rest) = client.json(Method::GET, &format!("{MAPS}?limit=5&continue={token}&fieldSelector=metadata.name!=kube-root-ca.crt"), None).await;
+    let (_, rest) =
+        client.json(Method::GET, &format!("{MAPS}?limit=5&continue={token}&fieldSelector=metadata.name!=kube-root-ca.crt"), None).await;
     let names: Vec<&str> = rest["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["c", "d"]);
     assert_eq!(rest["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);

@@ -10,7 +10,5 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let config = Config::parse();
-    machinery::shell::run("kube-controller-manager", config.common.v, |token| {
-        kube_controller_manager::run(config, token)
-    })
+    machinery::shell::run("kube-controller-manager", config.common.v, |token| kube_controller_manager::run(config, token))
 }

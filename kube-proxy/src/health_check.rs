@@ -118,10 +118,15 @@ mod tests {
     #[test]
     fn a_node_is_well_if_it_has_endpoints_and_rules() {
         let service = Key::new("default", "web");
-        for (endpoints, healthy, status) in [(2, true, "200 OK"), (0, true, "503 Service Unavailable"), (2, false, "503 Service Unavailable")] {
+        for (endpoints, healthy, status) in
+            [(2, true, "200 OK"), (0, true, "503 Service Unavailable"), (2, false, "503 Service Unavailable")]
+        {
             let text = answer(&service, endpoints, healthy);
             assert!(text.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{text}");
-            assert!(text.contains(&format!("\"localEndpoints\":{endpoints}")) && text.contains(&format!("\"serviceProxyHealthy\":{healthy}")), "{text}");
+            assert!(
+                text.contains(&format!("\"localEndpoints\":{endpoints}")) && text.contains(&format!("\"serviceProxyHealthy\":{healthy}")),
+                "{text}"
+            );
         }
     }
 }

@@ -8,7 +8,6 @@
 //! Upstream: pkg/proxy/nftables, v1.33.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-
 use anyhow::Context;
 use ipnet::IpNet;
 use machinery::shell::{self, CommonArgs, Health};

@@ -241,9 +241,8 @@ fn affinity_sticks() {
 #[test]
 fn affinity_ends_with_its_timeout_and_takes_a_new_one() {
     let mut lab = Lab::new();
-    let sticky = |seconds: i32| {
-        spec(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}))
-    };
+    let sticky =
+        |seconds: i32| spec(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": seconds}}}));
     lab.set(sticky(600), ready(&[POD1, POD2]));
     let first = lab.who("client", NODE_PORT);
     assert_eq!(first.len(), 1);
@@ -263,7 +262,9 @@ fn affinity_ends_with_its_timeout_and_takes_a_new_one() {
 fn balancer_and_external_addresses() {
     let mut lab = Lab::new();
     let balanced = |extra: Value| {
-        let mut spec = spec(json!({"type": "LoadBalancer", "ingress": [{"ip": "203.0.113.9", "ipMode": "VIP"}, {"ip": "192.0.2.1", "ipMode": "VIP"}], "externalIPs": ["203.0.113.10"]}));
+        let mut spec = spec(
+            json!({"type": "LoadBalancer", "ingress": [{"ip": "203.0.113.9", "ipMode": "VIP"}, {"ip": "192.0.2.1", "ipMode": "VIP"}], "externalIPs": ["203.0.113.10"]}),
+        );
         spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         spec
     };

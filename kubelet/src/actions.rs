@@ -100,7 +100,12 @@ impl Worker {
     }
 
     fn target(&self, pod: &Arc<Pod>, observed: &Observed, container: &Container, id: &str) -> Target {
-        Target { pod: pod.clone(), container: container.clone(), container_id: id.to_owned(), ip: self.pod_ips(pod, observed).into_iter().next().unwrap_or_default() }
+        Target {
+            pod: pod.clone(),
+            container: container.clone(),
+            container_id: id.to_owned(),
+            ip: self.pod_ips(pod, observed).into_iter().next().unwrap_or_default(),
+        }
     }
 
     fn pod_ips(&self, pod: &Pod, observed: &Observed) -> Vec<String> {

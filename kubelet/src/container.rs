@@ -62,7 +62,11 @@ pub fn config(inputs: &Inputs) -> Result<ContainerConfig, String> {
     mounts.push(termination_mount);
     Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt: inputs.restarts.unsigned_abs() }),
-        image: Some(ImageSpec { image: inputs.image.id.clone(), user_specified_image: container.image().to_owned(), ..ImageSpec::default() }),
+        image: Some(ImageSpec {
+            image: inputs.image.id.clone(),
+            user_specified_image: container.image().to_owned(),
+            ..ImageSpec::default()
+        }),
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
@@ -126,7 +130,8 @@ fn mounts(inputs: &Inputs, variables: &HashMap<&str, &str>) -> Result<Vec<Mount>
     let declared = inputs.container.volume_mounts.as_deref().unwrap_or_default();
     for (index, mount) in declared.iter().enumerate() {
         let volume = inputs.volumes.get(&mount.name);
-        let volume = volume.ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, inputs.container.name))?;
+        let volume =
+            volume.ok_or_else(|| format!("cannot find volume {:?} to mount into container {:?}", mount.name, inputs.container.name))?;
         let host_path = sub_path(inputs, mount, index, volume, variables)?;
         let propagation = match mount.mount_propagation.as_deref() {
             Some("HostToContainer") => MountPropagation::PropagationHostToContainer,
@@ -143,7 +148,13 @@ fn mounts(inputs: &Inputs, variables: &HashMap<&str, &str>) -> Result<Vec<Mount>
     Ok(mounts)
 }
 
-fn sub_path(inputs: &Inputs, mount: &VolumeMount, index: usize, volume: &Mounted, variables: &HashMap<&str, &str>) -> Result<PathBuf, String> {
+fn sub_path(
+    inputs: &Inputs,
+    mount: &VolumeMount,
+    index: usize,
+    volume: &Mounted,
+    variables: &HashMap<&str, &str>,
+) -> Result<PathBuf, String> {
     let sub_path = match (&mount.sub_path, &mount.sub_path_expr) {
         (_, Some(expression)) if !expression.is_empty() => expand_sub_path(expression, variables)?,
         (Some(path), _) if !path.is_empty() => path.clone(),
@@ -201,9 +212,10 @@ fn verify_non_root(pod: &Pod, container: &Container, security: &SecurityContext,
         (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {place}")),
         (Some(_), _) => Ok(()),
         (None, Some(0)) => Err(format!("container has runAsNonRoot and image will run as root {place}")),
-        (None, None) if !image.username.is_empty() => {
-            Err(format!("container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root {place}", image.username))
-        }
+        (None, None) if !image.username.is_empty() => Err(format!(
+            "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root {place}",
+            image.username
+        )),
         (None, None) => Err(format!("container has runAsNonRoot and image will run as root {place}")),
         (None, Some(_)) => Ok(()),
     }

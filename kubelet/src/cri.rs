@@ -148,7 +148,8 @@ impl Cri {
     }
 
     pub async fn create_container(&self, sandbox: &str, config: ContainerConfig, sandbox_config: PodSandboxConfig) -> Result<String> {
-        let request = CreateContainerRequest { pod_sandbox_id: sandbox.to_owned(), config: Some(config), sandbox_config: Some(sandbox_config) };
+        let request =
+            CreateContainerRequest { pod_sandbox_id: sandbox.to_owned(), config: Some(config), sandbox_config: Some(sandbox_config) };
         Ok(self.runtime.clone().create_container(timed(request, TIMEOUT)).await?.into_inner().container_id)
     }
 
@@ -221,9 +222,11 @@ impl Cri {
     /// Where images are kept, and the bytes they use.
     pub async fn image_fs(&self) -> Result<Option<(PathBuf, u64)>> {
         let answer = self.images.clone().image_fs_info(timed(ImageFsInfoRequest {}, TIMEOUT)).await?.into_inner();
-        Ok(answer.image_filesystems.into_iter().next().and_then(|fs| {
-            Some((PathBuf::from(fs.fs_id?.mountpoint), fs.used_bytes.map(|b| b.value).unwrap_or_default()))
-        }))
+        Ok(answer
+            .image_filesystems
+            .into_iter()
+            .next()
+            .and_then(|fs| Some((PathBuf::from(fs.fs_id?.mountpoint), fs.used_bytes.map(|b| b.value).unwrap_or_default()))))
     }
 }
 

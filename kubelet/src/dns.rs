@@ -44,7 +44,11 @@ pub fn config(pod: &Pod, cluster: &ClusterDns, host: DnsConfig) -> DnsConfig {
         "ClusterFirst" if !cluster.servers.is_empty() => {
             let domain = &cluster.domain;
             let own = [format!("{}.svc.{domain}", pod.namespace()), format!("svc.{domain}"), domain.clone()];
-            DnsConfig { servers: cluster.servers.clone(), searches: unique(own.into_iter().chain(host.searches)), options: vec!["ndots:5".into()] }
+            DnsConfig {
+                servers: cluster.servers.clone(),
+                searches: unique(own.into_iter().chain(host.searches)),
+                options: vec!["ndots:5".into()],
+            }
         }
         _ => host,
     };
@@ -132,7 +136,8 @@ mod tests {
     #[test]
     fn policies() {
         let host = || parse("nameserver 1.1.1.1\nsearch corp.example. # x\noptions ndots:1\n");
-        let pod = |spec| serde_json::from_value::<Pod>(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})).unwrap();
+        let pod =
+            |spec| serde_json::from_value::<Pod>(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec})).unwrap();
         let text = |pod: &Pod| {
             let c = config(pod, &cluster(), host());
             format!("{} | {} | {}", c.servers.join(" "), c.searches.join(" "), c.options.join(" "))

@@ -36,9 +36,7 @@ pub async fn environment(
     let mut known = result.clone();
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
-            (Some(value), _) if !value.is_empty() => {
-                expand(value, |name| known.get(name).or_else(|| services.get(name)).cloned())
-            }
+            (Some(value), _) if !value.is_empty() => expand(value, |name| known.get(name).or_else(|| services.get(name)).cloned()),
             (_, Some(source)) => match from_source(context, container, objects, source).await? {
                 Some(value) => value,
                 None => continue,
@@ -87,7 +85,8 @@ async fn from_source(
     source: &EnvVarSource,
 ) -> Result<Option<String>, Error> {
     let namespace = context.pod.namespace();
-    let missing = |kind, name: &str, key: &str| Error::Key { kind, namespace: namespace.to_owned(), name: name.to_owned(), key: key.to_owned() };
+    let missing =
+        |kind, name: &str, key: &str| Error::Key { kind, namespace: namespace.to_owned(), name: name.to_owned(), key: key.to_owned() };
     if let Some(field) = &source.field_ref {
         return Ok(Some(fields::field(context, &field.field_path)?));
     }
@@ -187,9 +186,16 @@ mod tests {
     #[test]
     fn expands_as_upstream() {
         let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
-        for (text, expected) in
-            [("$(A)", "1"), ("x$(A)y", "x1y"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A", "$A"), ("$(A", "$(A"), ("$", "$"), ("$$$(A)", "$1")]
-        {
+        for (text, expected) in [
+            ("$(A)", "1"),
+            ("x$(A)y", "x1y"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("$", "$"),
+            ("$$$(A)", "$1"),
+        ] {
             assert_eq!(expand(text, lookup), expected, "{text}");
         }
     }

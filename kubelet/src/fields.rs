@@ -106,9 +106,13 @@ mod tests {
         ] {
             assert_eq!(field(&context, path).unwrap(), expected, "{path}");
         }
-        for (name, divisor, expected) in
-            [("limits.memory", "1Mi", "64"), ("limits.cpu", "1", "2"), ("requests.cpu", "1m", "250"), ("requests.cpu", "1", "1"), ("requests.memory", "1", "67108864")]
-        {
+        for (name, divisor, expected) in [
+            ("limits.memory", "1Mi", "64"),
+            ("limits.cpu", "1", "2"),
+            ("requests.cpu", "1m", "250"),
+            ("requests.cpu", "1", "1"),
+            ("requests.memory", "1", "67108864"),
+        ] {
             let selector = ResourceFieldSelector { resource: name.into(), divisor: Some(Quantity(divisor.into())), container_name: None };
             assert_eq!(resource(&context, &selector, "c").unwrap(), expected, "{name} / {divisor}");
         }

@@ -88,7 +88,9 @@ async fn collect_images(kubelet: &Kubelet, seen: &mut HashMap<String, Seen>) -> 
     if freed < goal {
         let name = kubelet.config.node_name.clone();
         let node = ObjectReference { kind: Some("Node".into()), uid: Some(name.clone()), name: Some(name), ..ObjectReference::default() };
-        let text = format!("Failed to garbage collect required amount of images. Attempted to free {goal} bytes, but only found {freed} bytes eligible to free.");
+        let text = format!(
+            "Failed to garbage collect required amount of images. Attempted to free {goal} bytes, but only found {freed} bytes eligible to free."
+        );
         kubelet.recorder.warning(&node, "FreeDiskSpaceFailed", text);
     }
     Ok(())
@@ -113,7 +115,8 @@ fn note(seen: &mut HashMap<String, Seen>, images: &[Image], needed: &HashSet<Str
 
 /// What may go, in the order of going: longest unused first, then longest here.
 fn unused(images: Vec<Image>, seen: &HashMap<String, Seen>, min_age: Duration, now: Instant) -> Vec<Image> {
-    let free = |image: &Image| seen.get(&image.id).is_some_and(|seen| seen.last_used != Some(now) && now.duration_since(seen.first) >= min_age);
+    let free =
+        |image: &Image| seen.get(&image.id).is_some_and(|seen| seen.last_used != Some(now) && now.duration_since(seen.first) >= min_age);
     let mut unused: Vec<Image> = images.into_iter().filter(free).collect();
     unused.sort_by_key(|image| seen.get(&image.id).map(|seen| (seen.last_used, seen.first)));
     unused

@@ -122,7 +122,8 @@ async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &s
 
 async fn http_status(get: &HTTPGetAction, host: &str, address: &str, path: &str, tls: bool, agent: &str) -> Result<u16, String> {
     let stream = connect(address).await?;
-    let mut request = http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
+    let mut request =
+        http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
     for header in get.http_headers.iter().flatten() {
         if let Some(headers) = request.headers_mut() {
             let name = http::HeaderName::try_from(&header.name).map_err(|e| e.to_string())?;
@@ -146,7 +147,8 @@ where
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|e| e.to_string())?;
     let driver = tokio::spawn(connection);
-    let response = sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
+    let response =
+        sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
     let status = response.status().as_u16();
     // Read to the end, so that the server sees a client that listens.
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
@@ -178,7 +180,10 @@ async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> R
     let check = async {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}")).map_err(|e| e.to_string())?;
         let endpoint = endpoint.user_agent("kube-probe/1.33").map_err(|e| e.to_string())?;
-        let channel = endpoint.connect().await.map_err(|_| format!("timeout: failed to connect service {address:?} within {seconds}s: context deadline exceeded"))?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|_| format!("timeout: failed to connect service {address:?} within {seconds}s: context deadline exceeded"))?;
         let mut client = tonic::client::Grpc::new(channel);
         client.ready().await.map_err(|e| e.to_string())?;
         let request = tonic::Request::new(HealthCheckRequest { service: grpc.service.clone().unwrap_or_default() });
@@ -193,7 +198,9 @@ async fn grpc_health(target: &Target, grpc: &GRPCAction, timeout: Duration) -> R
         let status = usize::try_from(answer.into_inner().status).ok().and_then(|status| STATUSES.get(status)).unwrap_or(&"UNKNOWN");
         if *status == "SERVING" { Ok(()) } else { Err(format!("service unhealthy (responded with {status:?})")) }
     };
-    tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {seconds}s: context deadline exceeded")))
+    tokio::time::timeout(timeout, check)
+        .await
+        .unwrap_or_else(|_| Err(format!("timeout: health rpc did not complete within {seconds}s: context deadline exceeded")))
 }
 
 /// Runs a lifecycle hook to its end.
@@ -240,7 +247,8 @@ mod tests {
                     let message = HealthCheckResponse { status: if asked.service.is_empty() { 1 } else { 2 } }.encode_to_vec();
                     let frame = [&[0, 0, 0, 0, u8::try_from(message.len()).unwrap()], message.as_slice()].concat();
                     let code = if asked.service == "none" { "12" } else { "0" };
-                    let trailers = http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static(code))]);
+                    let trailers =
+                        http::HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static(code))]);
                     let body = http_body_util::Full::new(Bytes::from(frame)).with_trailers(async { Some(Ok(trailers)) });
                     Ok::<_, hyper::Error>(http::Response::builder().header("content-type", "application/grpc").body(body).unwrap())
                 });
@@ -254,14 +262,17 @@ mod tests {
     #[tokio::test]
     async fn grpc_health_by_a_real_server() {
         let address = health_server().await;
-        let target = Target { pod: Arc::default(), container: Container::default(), container_id: String::new(), ip: address.ip().to_string() };
+        let target =
+            Target { pod: Arc::default(), container: Container::default(), container_id: String::new(), ip: address.ip().to_string() };
         let ask = async |port: u16, service: &str| {
             let action = GRPCAction { port: port.into(), service: Some(service.into()) };
             grpc_health(&target, &action, Duration::from_secs(5)).await
         };
         assert_eq!(ask(address.port(), "").await, Ok(()));
         assert_eq!(ask(address.port(), "sick").await, Err("service unhealthy (responded with \"NOT_SERVING\")".into()));
-        assert!(ask(address.port(), "none").await.unwrap_err().starts_with("error: this server does not implement the grpc health protocol"));
+        assert!(
+            ask(address.port(), "none").await.unwrap_err().starts_with("error: this server does not implement the grpc health protocol")
+        );
         assert!(ask(1, "").await.unwrap_err().starts_with("timeout: failed to connect service \"127.0.0.1:1\" within 5s"));
     }
 }

@@ -51,7 +51,10 @@ type Outcome = Result<(), String>;
 pub enum Blocked {
     /// Being pulled.
     Pulling,
-    Waiting { waiting: Waiting, retry: Option<Duration> },
+    Waiting {
+        waiting: Waiting,
+        retry: Option<Duration>,
+    },
 }
 
 impl Default for Pulls {
@@ -90,7 +93,9 @@ pub fn parse(image: &str) -> Result<Name, String> {
         let first = tag.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
         first && tag.len() <= 128 && tag.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c))
     };
-    let digest_fits = |digest: &str| digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()));
+    let digest_fits = |digest: &str| {
+        digest.split_once(':').is_some_and(|(kind, hex)| !kind.is_empty() && hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))
+    };
     if !path.split('/').all(component_fits) || !tag.is_none_or(tag_fits) || !digest.is_none_or(digest_fits) {
         return refuse("");
     }
@@ -210,7 +215,13 @@ impl Images {
     }
 
     /// Of the pod's pull secrets, those for this repository. A missing secret is no reason not to try.
-    async fn credentials(&self, pod: &Pod, about: &ObjectReference, objects: &Objects, repository: &str) -> Result<Vec<AuthConfig>, String> {
+    async fn credentials(
+        &self,
+        pod: &Pod,
+        about: &ObjectReference,
+        objects: &Objects,
+        repository: &str,
+    ) -> Result<Vec<AuthConfig>, String> {
         let (mut secrets, mut missing) = (Vec::new(), Vec::new());
         for reference in pod.spec().image_pull_secrets.iter().flatten() {
             match objects.secret(pod.namespace(), &reference.name, true).await {
@@ -239,7 +250,8 @@ impl Images {
                 Ok(_) => {
                     let took = go_millis(started.elapsed());
                     let size = self.cri.image_status(image).await.ok().flatten().map(|i| i.size).unwrap_or_default();
-                    let text = format!("Successfully pulled image {shown:?} in {took} ({took} including waiting). Image size: {size} bytes.");
+                    let text =
+                        format!("Successfully pulled image {shown:?} in {took} ({took} including waiting). Image size: {size} bytes.");
                     self.recorder.normal(about, "Pulled", text);
                     return Ok(());
                 }
@@ -261,7 +273,13 @@ impl Images {
     }
 
     /// None once the back-off is over.
-    fn backing_off(&self, container: &Container, about: &ObjectReference, pulls: &mut Pulls, failure: (String, Timestamp, bool)) -> Option<Blocked> {
+    fn backing_off(
+        &self,
+        container: &Container,
+        about: &ObjectReference,
+        pulls: &mut Pulls,
+        failure: (String, Timestamp, bool),
+    ) -> Option<Blocked> {
         let (error, at, told) = failure;
         let now = Timestamp::now();
         let left = pulls.backoff.remaining(&container.name, at, now)?;

@@ -65,7 +65,9 @@ fn entries(secret: &Secret) -> Result<BTreeMap<String, Entry>, String> {
             Some(bytes) => serde_json::from_slice::<Config>(bytes).map(|config| config.auths).map_err(bad),
             None => Ok(BTreeMap::new()),
         },
-        Some("kubernetes.io/dockercfg") => data(".dockercfg").map_or(Ok(BTreeMap::new()), |bytes| serde_json::from_slice(bytes).map_err(bad)),
+        Some("kubernetes.io/dockercfg") => {
+            data(".dockercfg").map_or(Ok(BTreeMap::new()), |bytes| serde_json::from_slice(bytes).map_err(bad))
+        }
         _ => Ok(BTreeMap::new()),
     }
 }
@@ -79,7 +81,8 @@ impl Entry {
         let engine = if self.auth.ends_with('=') { &STANDARD } else { &STANDARD_NO_PAD };
         let decoded = engine.decode(&self.auth).map_err(|e| e.to_string())?;
         let text = String::from_utf8(decoded).map_err(|e| e.to_string())?;
-        let (username, password) = text.split_once(':').ok_or("unable to parse auth field, must be formatted as base64(username:password)")?;
+        let (username, password) =
+            text.split_once(':').ok_or("unable to parse auth field, must be formatted as base64(username:password)")?;
         Ok(AuthConfig { username: username.to_owned(), password: password.to_owned(), ..AuthConfig::default() })
     }
 }
@@ -108,7 +111,9 @@ fn matches(key: &str, repository: &str) -> bool {
 fn glob(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
-        Some((before, after)) => text.strip_prefix(before).is_some_and(|rest| (0..=rest.len()).any(|at| rest.is_char_boundary(at) && glob(after, &rest[at..]))),
+        Some((before, after)) => {
+            text.strip_prefix(before).is_some_and(|rest| (0..=rest.len()).any(|at| rest.is_char_boundary(at) && glob(after, &rest[at..])))
+        }
     }
 }
 

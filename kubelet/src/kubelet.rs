@@ -145,7 +145,8 @@ impl Kubelet {
         let alive = |p: &&Arc<Pod>| p.uid() != pod.uid() && !matches!(p.phase(), "Succeeded" | "Failed");
         let others: Vec<Arc<Pod>> = self.pods.list().iter().filter(alive).cloned().collect();
         // Those that came first have the room.
-        let earlier = |p: &Arc<Pod>| p.metadata.creation_timestamp.as_ref().map(|t| t.0) <= pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+        let earlier =
+            |p: &Arc<Pod>| p.metadata.creation_timestamp.as_ref().map(|t| t.0) <= pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
         let others: Vec<&Arc<Pod>> = others.iter().filter(|p| earlier(p) && p.status().start_time.is_some()).collect();
         if host_ports(pod).any(|wanted| others.iter().any(|other| host_ports(other).any(|taken| clash(wanted, taken)))) {
             return Some(refusal("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
@@ -157,7 +158,8 @@ impl Kubelet {
             };
             let capacity = if resource == "cpu" { i64::try_from(milli(&capacity)).unwrap_or(i64::MAX) } else { value(&capacity) };
             if requested > 0 && requested + used > capacity {
-                let message = format!("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}");
+                let message =
+                    format!("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}");
                 return Some((format!("OutOf{resource}"), message));
             }
         }

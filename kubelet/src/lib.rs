@@ -57,8 +57,8 @@ use machinery::{CancellationToken, Informer, Informers, shell};
 
 pub use gc::Limits;
 pub use kubelet::Config;
-pub use thresholds::Thresholds;
 use kubelet::{Kubelet, Wakes};
+pub use thresholds::Thresholds;
 
 /// Runs the kubelet until `token` is cancelled. Containers outlive it.
 pub async fn run(config: Config, kubeconfig: Option<&Path>, token: CancellationToken) -> Result<()> {

@@ -262,9 +262,6 @@ mod tests {
         assert_eq!(text(&Options { limit_bytes: Some(5), ..all.clone() }), "one\nt");
         assert_eq!(text(&Options { stream: Some("Stderr".into()), ..all.clone() }), "two\n");
         assert_eq!(text(&Options { since: Some("2026-01-01T00:00:02Z".parse().unwrap()), ..all.clone() }), "three\n\n");
-        assert_eq!(
-            text(&Options { timestamps: true, tail: Some(3), ..all }),
-            "2026-01-01T00:00:02Z three\n2026-01-01T00:00:04Z \n"
-        );
+        assert_eq!(text(&Options { timestamps: true, tail: Some(3), ..all }), "2026-01-01T00:00:02Z three\n2026-01-01T00:00:04Z \n");
     }
 }

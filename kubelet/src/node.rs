@@ -198,11 +198,7 @@ impl NodeReporter {
         let mut images = self.kubelet.cri.list_images().await.unwrap_or_default();
         images.sort_by_key(|image| std::cmp::Reverse(image.size));
         let names = |i: &k8s_cri::v1::Image| i.repo_digests.iter().chain(&i.repo_tags).take(5).cloned().collect();
-        images
-            .iter()
-            .take(MAX_IMAGES)
-            .map(|i| ContainerImage { names: Some(names(i)), size_bytes: i64::try_from(i.size).ok() })
-            .collect()
+        images.iter().take(MAX_IMAGES).map(|i| ContainerImage { names: Some(names(i)), size_bytes: i64::try_from(i.size).ok() }).collect()
     }
 
     async fn conditions(&self, old: &[NodeCondition]) -> Vec<NodeCondition> {
@@ -258,7 +254,11 @@ impl NodeReporter {
             .filter(|c| !c.status)
             .map(|c| {
                 let text = format!("{}=false reason:{} message:{}", c.r#type, c.reason, c.message);
-                if c.r#type == "NetworkReady" { format!("container runtime network not ready: {text}") } else { format!("container runtime not ready: {text}") }
+                if c.r#type == "NetworkReady" {
+                    format!("container runtime network not ready: {text}")
+                } else {
+                    format!("container runtime not ready: {text}")
+                }
             })
             .collect();
         (!bad.is_empty()).then(|| bad.join(", "))

@@ -107,7 +107,14 @@ struct Entry<K> {
 
 impl<K> Watched<K>
 where
-    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Immutable + Send + Sync + 'static,
+    K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Immutable
+        + Send
+        + Sync
+        + 'static,
 {
     fn new(kind: &'static str, client: Client, token: CancellationToken, wake: Wake) -> Self {
         Watched { kind, client, token, wake, entries: Mutex::default() }

@@ -42,12 +42,27 @@ pub struct Inputs<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// `message` is the text of the Killing event.
-    StopContainer { id: String, name: String, message: String },
-    StopSandbox { id: String },
-    RemoveContainer { id: String },
-    RemoveSandbox { id: String },
-    CreateSandbox { attempt: u32 },
-    Start { name: String, restarts: i32 },
+    StopContainer {
+        id: String,
+        name: String,
+        message: String,
+    },
+    StopSandbox {
+        id: String,
+    },
+    RemoveContainer {
+        id: String,
+    },
+    RemoveSandbox {
+        id: String,
+    },
+    CreateSandbox {
+        attempt: u32,
+    },
+    Start {
+        name: String,
+        restarts: i32,
+    },
 }
 
 /// Why a container does not run: its `state.waiting`.

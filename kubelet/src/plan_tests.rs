@@ -119,7 +119,8 @@ fn restart_policies() {
         ("Never", 3, "finished"),
     ] {
         let pod = simple(policy);
-        let observed = Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "a", "s0", State::Exited, 0, exit_code)] };
+        let observed =
+            Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "a", "s0", State::Exited, 0, exit_code)] };
         assert_eq!(planned(&pod, &observed), expected, "{policy} {exit_code}");
     }
 }
@@ -194,7 +195,11 @@ fn the_end_stops_containers_then_sidecars_then_the_sandbox() {
     }));
     let mut observed = Observed {
         sandboxes: vec![sandbox("s0", 0, true)],
-        containers: vec![run(&pod, "a", "s0", State::Running, 0, 0), run(&pod, "side", "s0", State::Running, 0, 0), run(&pod, "proxy", "s0", State::Running, 0, 0)],
+        containers: vec![
+            run(&pod, "a", "s0", State::Running, 0, 0),
+            run(&pod, "side", "s0", State::Running, 0, 0),
+            run(&pod, "proxy", "s0", State::Running, 0, 0),
+        ],
     };
     let end = |observed: &Observed| text(&plan_end(&pod, observed));
     assert_eq!(end(&observed), "stop a0: Stopping container a\nfinished");

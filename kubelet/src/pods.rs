@@ -23,8 +23,8 @@ use tokio::sync::{Notify, watch};
 
 use crate::cri::Cri;
 use crate::kubelet::Kubelet;
-use crate::sandbox::LOG_ROOT;
 use crate::pod::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
+use crate::sandbox::LOG_ROOT;
 use crate::worker::{Desired, Worker};
 
 /// The safety net's period where events come, and where they don't.
@@ -168,7 +168,8 @@ impl Pods {
 
     /// Wakes the pods of which a sandbox or container is new, gone or changed; returns what is there now.
     async fn relist(self: &Arc<Self>, before: &HashMap<String, i32>) -> Result<HashMap<String, i32>, crate::cri::Error> {
-        let (sandboxes, containers) = tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
+        let (sandboxes, containers) =
+            tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
         let known: HashSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
         let sandboxes = sandboxes.into_iter().map(|s| (s.id, s.state, s.labels));
         let all: Vec<_> = sandboxes.chain(containers.into_iter().map(|c| (c.id, 10 + c.state, c.labels))).collect();

@@ -104,7 +104,9 @@ impl Probes {
     fn recall(&self, pod: &Pod, container: &Container, id: &Id) {
         let status = pod.status();
         let mut statuses = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-        let same = |s: &&ContainerStatus| s.name == container.name && s.container_id.as_deref().is_some_and(|on_record| on_record.ends_with(&id.0));
+        let same = |s: &&ContainerStatus| {
+            s.name == container.name && s.container_id.as_deref().is_some_and(|on_record| on_record.ends_with(&id.0))
+        };
         let Some(recorded) = statuses.find(same) else { return };
         let held = match id.1 {
             ProbeKind::Startup => recorded.started == Some(true),

@@ -113,7 +113,9 @@ fn container_status(inputs: &Inputs, container: &Container, init: bool, old: Opt
         image_id: current.map(|run| run.image_id.clone()).unwrap_or_default(),
         container_id: current.map(|run| format!("containerd://{}", run.id)),
         restart_count: current.map_or_else(|| old.map_or(0, |o| o.restart_count), |run| run.restarts),
-        last_state: previous.map(|run| terminated(inputs, run)).or_else(|| old.and_then(|o| o.last_state.clone()).filter(|_| current.is_none())),
+        last_state: previous
+            .map(|run| terminated(inputs, run))
+            .or_else(|| old.and_then(|o| o.last_state.clone()).filter(|_| current.is_none())),
         started: Some(false),
         allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()),
         resources: container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some()).map(|mut r| {
@@ -140,7 +142,10 @@ fn container_status(inputs: &Inputs, container: &Container, init: bool, old: Opt
     if init && !container.is_sidecar() {
         status.ready = current.is_some_and(|run| run.state == State::Exited && run.exit_code == 0);
     }
-    if matches!(pod.phase(), "Failed" | "Succeeded") && current.is_none() && let Some(old) = old {
+    if matches!(pod.phase(), "Failed" | "Succeeded")
+        && current.is_none()
+        && let Some(old) = old
+    {
         return old.clone();
     }
     status
@@ -182,7 +187,9 @@ fn state_of(inputs: &Inputs, run: &Instance) -> ContainerState {
 /// The state of a container of which the runtime knows nothing.
 fn default_state(inputs: &Inputs, old: Option<&ContainerStatus>) -> ContainerState {
     let was = old.and_then(|o| o.state.as_ref());
-    if inputs.ended && let Some(terminated) = was.and_then(|s| s.terminated.clone()) {
+    if inputs.ended
+        && let Some(terminated) = was.and_then(|s| s.terminated.clone())
+    {
         return ContainerState { terminated: Some(terminated), ..ContainerState::default() };
     }
     if inputs.ended && was.is_some_and(|s| s.running.is_some()) {
@@ -409,7 +416,9 @@ fn ready(pod: &Pod, containers: &Verdict) -> Verdict {
         .flatten()
         .filter_map(|gate| match conditions.iter().find(|c| c.type_ == gate.condition_type) {
             None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
-            Some(c) if c.status != "True" => Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status)),
+            Some(c) if c.status != "True" => {
+                Some(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status))
+            }
             Some(_) => None,
         })
         .collect();

@@ -51,7 +51,8 @@ fn state_text(state: Option<&ContainerState>) -> String {
 
 /// `phase | container: state (last) restarts ready | conditions that are not plainly true`
 fn text(pod: &Pod, runs: Vec<Arc<Instance>>, ready: bool, waiting: Option<&str>, ended: bool) -> String {
-    let sandbox = Sandbox { id: "s0".into(), attempt: 0, ready: !ended, created_at: at(0), ips: vec!["10.0.0.2".into()], host_network: false };
+    let sandbox =
+        Sandbox { id: "s0".into(), attempt: 0, ready: !ended, created_at: at(0), ips: vec!["10.0.0.2".into()], host_network: false };
     let health = runs.iter().map(|r| (r.id.clone(), Health { started: true, ready, failed: None })).collect();
     let observed = Observed { sandboxes: vec![sandbox], containers: runs };
     let waiting = waiting.map(|reason| ("a".to_owned(), Waiting { reason: reason.into(), message: "m".into() })).into_iter().collect();
@@ -68,10 +69,13 @@ fn text(pod: &Pod, runs: Vec<Arc<Instance>>, ready: bool, waiting: Option<&str>,
     });
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     let containers: Vec<String> = containers
-        .map(|c| format!("{}: {} ({}) {} {}", c.name, state_text(c.state.as_ref()), state_text(c.last_state.as_ref()), c.restart_count, c.ready))
+        .map(|c| {
+            format!("{}: {} ({}) {} {}", c.name, state_text(c.state.as_ref()), state_text(c.last_state.as_ref()), c.restart_count, c.ready)
+        })
         .collect();
     let conditions = status.conditions.iter().flatten().filter(|c| c.status != "True" || c.reason.is_some());
-    let conditions: Vec<String> = conditions.map(|c| format!("{}={} {}", c.type_, c.status, c.reason.clone().unwrap_or_default())).collect();
+    let conditions: Vec<String> =
+        conditions.map(|c| format!("{}={} {}", c.type_, c.status, c.reason.clone().unwrap_or_default())).collect();
     format!("{} | {} | {}", status.phase.unwrap_or_default(), containers.join(", "), conditions.join(", "))
 }
 

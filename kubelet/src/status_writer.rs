@@ -159,10 +159,13 @@ fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         if old.get(key) == Some(value) {
             continue;
         }
-        patch.insert(key.clone(), match key.as_str() {
-            "podIPs" | "hostIPs" => addresses(old.get(key), value),
-            _ => value.clone(),
-        });
+        patch.insert(
+            key.clone(),
+            match key.as_str() {
+                "podIPs" | "hostIPs" => addresses(old.get(key), value),
+                _ => value.clone(),
+            },
+        );
     }
     for key in ["reason", "message", "podIP", "podIPs", "initContainerStatuses"] {
         if old.contains_key(key) && !new.contains_key(key) {

@@ -70,7 +70,8 @@ impl Amount {
 impl Thresholds {
     pub fn short_of_memory(&self) -> bool {
         let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let bytes = |name: &str| Some(info.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<i64>().ok())? * 1024);
+        let bytes =
+            |name: &str| Some(info.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<i64>().ok())? * 1024);
         bytes("MemAvailable:").zip(bytes("MemTotal:")).is_some_and(|(left, whole)| left < self.memory.of(whole))
     }
 

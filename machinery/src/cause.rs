@@ -71,9 +71,8 @@ pub async fn note(client: &kube::Client, object: &Cause, note: &str) {
 }
 
 async fn post(client: &kube::Client, entry: &JournalEntry) -> Result<(), anyhow::Error> {
-    let request = Request::post("/debug/journal")
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(serde_json::to_vec(entry)?)?;
+    let request =
+        Request::post("/debug/journal").header(http::header::CONTENT_TYPE, "application/json").body(serde_json::to_vec(entry)?)?;
     client.request_text(request).await?;
     Ok(())
 }

@@ -34,7 +34,8 @@ struct Elector {
 pub async fn acquire(client: Client, name: &str, token: &CancellationToken) -> Option<CancellationToken> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let identity = format!("{}_{}", host.trim(), uuid::Uuid::new_v4());
-    let mut elector = Elector { leases: Api::namespaced(client, "kube-system"), name: name.to_owned(), identity, observed: None, held: None };
+    let mut elector =
+        Elector { leases: Api::namespaced(client, "kube-system"), name: name.to_owned(), identity, observed: None, held: None };
     tracing::info!(lease = name, "waiting to become the leader");
     metrics::get().leads(name, false);
     while !elector.try_hold_or_log().await {

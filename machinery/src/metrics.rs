@@ -80,13 +80,37 @@ impl Metrics {
         registry.register("workqueue_depth", "Current depth of workqueue", queues.depth.clone());
         registry.register("workqueue_adds", "Total number of adds handled by workqueue", queues.adds.clone());
         registry.register("workqueue_retries", "Total number of retries handled by workqueue", queues.retries.clone());
-        registry.register("workqueue_queue_duration_seconds", "How long in seconds an item stays in workqueue before being requested", queues.waited.clone());
-        registry.register("workqueue_work_duration_seconds", "How long in seconds processing an item from workqueue takes", queues.worked.clone());
-        registry.register("workqueue_unfinished_work_seconds", "How many seconds of work is in progress and not yet observed by work_duration", queues.unfinished.clone());
-        registry.register("workqueue_longest_running_processor_seconds", "How many seconds the longest running processor has been at work", queues.longest.clone());
+        registry.register(
+            "workqueue_queue_duration_seconds",
+            "How long in seconds an item stays in workqueue before being requested",
+            queues.waited.clone(),
+        );
+        registry.register(
+            "workqueue_work_duration_seconds",
+            "How long in seconds processing an item from workqueue takes",
+            queues.worked.clone(),
+        );
+        registry.register(
+            "workqueue_unfinished_work_seconds",
+            "How many seconds of work is in progress and not yet observed by work_duration",
+            queues.unfinished.clone(),
+        );
+        registry.register(
+            "workqueue_longest_running_processor_seconds",
+            "How many seconds the longest running processor has been at work",
+            queues.longest.clone(),
+        );
         let (requests, leading) = (Family::default(), Family::default());
-        registry.register("rest_client_requests", "Number of HTTP requests, partitioned by status code, method, and host", Family::clone(&requests));
-        registry.register("leader_election_master_status", "Whether the reporting system is the leader of the lease: 0 says no, 1 says yes", Family::clone(&leading));
+        registry.register(
+            "rest_client_requests",
+            "Number of HTTP requests, partitioned by status code, method, and host",
+            Family::clone(&requests),
+        );
+        registry.register(
+            "leader_election_master_status",
+            "Whether the reporting system is the leader of the lease: 0 says no, 1 says yes",
+            Family::clone(&leading),
+        );
         let own = process(&mut registry);
         Metrics { registry: Mutex::new(registry), looks: Mutex::new(vec![own]), requests, leading, queues }
     }

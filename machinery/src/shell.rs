@@ -93,7 +93,8 @@ fn init_logs(verbosity: u8) {
     };
     // Libraries speak up only when asked for requests: their debug lines drown ours.
     let libraries = if verbosity >= 6 { "debug" } else { "warn" };
-    let quiet = ["hyper", "hyper_util", "h2", "rustls", "tower", "kube_client", "tonic", "hickory_proto", "hickory_server", "netlink_proto"];
+    let quiet =
+        ["hyper", "hyper_util", "h2", "rustls", "tower", "kube_client", "tonic", "hickory_proto", "hickory_server", "netlink_proto"];
     let default = quiet.iter().fold(ours.to_owned(), |filter, library| format!("{filter},{library}={libraries}"));
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).compact();
@@ -122,7 +123,9 @@ pub async fn client(kubeconfig: Option<&Path>, agent: &str) -> Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.with_context(|| format!("cannot use {}", path.display()))?
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("cannot use {}", path.display()))?
         }
         None => Config::incluster_env().context("no --kubeconfig, and not in a pod with a service account")?,
     };

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use api::k8s_openapi::api::core::v1::{Affinity, NodeSelector, PodAffinityTerm, PodSpec};
 use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as K8sLabelSelector;
-use api::selector::LabelSelector;
 pub use api::nodes::{selector_matches, term_matches};
+use api::selector::LabelSelector;
 
 pub type Labels = BTreeMap<String, String>;
 

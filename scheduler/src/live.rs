@@ -140,7 +140,14 @@ pub async fn run(informers: &Informers, scheduler_name: &str, token: Cancellatio
         recorder: Recorder::new(informers.client().clone(), scheduler_name, None),
     });
     let core = Core::new(scheduler_name, live.clone(), rand::random());
-    let driver = Driver { core, live, effects, sender, limit: Arc::new(Semaphore::new(CONCURRENT_EFFECTS)), metrics: Arc::new(Metrics::new(scheduler_name)) };
+    let driver = Driver {
+        core,
+        live,
+        effects,
+        sender,
+        limit: Arc::new(Semaphore::new(CONCURRENT_EFFECTS)),
+        metrics: Arc::new(Metrics::new(scheduler_name)),
+    };
     driver.run(receiver, token).await;
 }
 

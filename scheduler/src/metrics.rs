@@ -46,9 +46,17 @@ impl Metrics {
         metrics::get().register(|registry| {
             let all = registry.sub_registry_with_prefix("scheduler");
             all.register("schedule_attempts", "Number of attempts to schedule pods, by the result", this.attempts.clone());
-            all.register("scheduling_attempt_duration_seconds", "Scheduling attempt latency in seconds (scheduling algorithm + binding)", this.durations.clone());
+            all.register(
+                "scheduling_attempt_duration_seconds",
+                "Scheduling attempt latency in seconds (scheduling algorithm + binding)",
+                this.durations.clone(),
+            );
             all.register("pending_pods", "Number of pending pods, by the queue type", this.pending.clone());
-            all.register("pod_scheduling_sli_duration_seconds", "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue", this.until_bound.clone());
+            all.register(
+                "pod_scheduling_sli_duration_seconds",
+                "E2e latency for a pod being scheduled, from the time the pod enters the scheduling queue",
+                this.until_bound.clone(),
+            );
             all.register("pod_scheduling_attempts", "Number of attempts to successfully schedule a pod.", this.tries.clone());
             all.register("preemption_attempts", "Total preemption attempts in the cluster till now", this.preemptions.clone());
             all.register("preemption_victims", "Number of selected preemption victims", this.victims.clone());

@@ -31,11 +31,8 @@ impl Endpoint {
         let config: serde_json::Value = serde_yaml::from_str(&text).with_context(|| format!("{} is not YAML", file.display()))?;
         let (cluster, user) = (&config["clusters"][0]["cluster"], &config["users"][0]["user"]);
         let server = cluster["server"].as_str().context("a server")?.trim_start_matches("https://");
-        let rows = [
-            (cluster, "certificate-authority", "ca.crt"),
-            (user, "client-certificate", "admin.crt"),
-            (user, "client-key", "admin.key"),
-        ];
+        let rows =
+            [(cluster, "certificate-authority", "ca.crt"), (user, "client-certificate", "admin.crt"), (user, "client-key", "admin.key")];
         std::fs::create_dir_all(dir)?;
         for (entry, field, name) in rows {
             let content = match (entry[field].as_str(), entry[format!("{field}-data")].as_str()) {

@@ -30,11 +30,8 @@ pub(crate) const AGE: Column =
     Column { description: CREATED, ..string("Age", |object, now| since(object, "/metadata/creationTimestamp", now).into()) };
 
 /// The creation time itself, which kubectl turns into an age for kinds served by definition.
-pub(crate) const CREATED_AT: Column = Column {
-    kind: "date",
-    description: CREATED,
-    ..string("Created At", |object, _| text(object, "/metadata/creationTimestamp").into())
-};
+pub(crate) const CREATED_AT: Column =
+    Column { kind: "date", description: CREATED, ..string("Created At", |object, _| text(object, "/metadata/creationTimestamp").into()) };
 
 pub(crate) const fn string(name: &'static str, cell: fn(&Value, Timestamp) -> Value) -> Column {
     Column { name, kind: "string", format: "", description: "", priority: 0, cell }
@@ -131,9 +128,24 @@ mod tests {
     #[test]
     fn ages_coarsen() {
         let cases = [
-            (-5, "<invalid>"), (-1, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (130, "2m10s"), (600, "10m"),
-            (10_799, "179m"), (10_800, "3h"), (10_860, "3h1m"), (28_800, "8h"), (172_799, "47h"), (172_800, "2d"),
-            (176_400, "2d1h"), (691_200, "8d"), (63_072_000, "2y"), (63_158_400, "2y1d"), (252_288_000, "8y"),
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (130, "2m10s"),
+            (600, "10m"),
+            (10_799, "179m"),
+            (10_800, "3h"),
+            (10_860, "3h1m"),
+            (28_800, "8h"),
+            (172_799, "47h"),
+            (172_800, "2d"),
+            (176_400, "2d1h"),
+            (691_200, "8d"),
+            (63_072_000, "2y"),
+            (63_158_400, "2y1d"),
+            (252_288_000, "8y"),
         ];
         for (seconds, text) in cases {
             assert_eq!(human(seconds), text, "{seconds}");

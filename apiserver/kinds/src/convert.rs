@@ -91,7 +91,11 @@ fn autoscaler_to_v2(object: &mut Value) {
         let cpu = object[part][cpu_field].clone();
         remove(&mut object[part], cpu_field);
         if !cpu.is_null() {
-            let kind = if side == "target" { json!({"type": "Utilization", "averageUtilization": cpu}) } else { json!({"averageUtilization": cpu}) };
+            let kind = if side == "target" {
+                json!({"type": "Utilization", "averageUtilization": cpu})
+            } else {
+                json!({"averageUtilization": cpu})
+            };
             metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", side: kind}}));
         }
         if let Some(Value::Array(flat)) = take_annotation(object, annotation) {
@@ -123,21 +127,18 @@ fn flat_names(source: &str, side: &str) -> [(&'static str, &'static str); 3] {
     match (source, side) {
         ("object", "target") => [("value", "targetValue"), ("averageValue", "averageValue"), ("", "")],
         ("object", _) => [("value", "currentValue"), ("averageValue", "averageValue"), ("", "")],
-        (_, "target") => [
-            ("value", "targetValue"),
-            ("averageValue", "targetAverageValue"),
-            ("averageUtilization", "targetAverageUtilization"),
-        ],
-        _ => [
-            ("value", "currentValue"),
-            ("averageValue", "currentAverageValue"),
-            ("averageUtilization", "currentAverageUtilization"),
-        ],
+        (_, "target") => {
+            [("value", "targetValue"), ("averageValue", "targetAverageValue"), ("averageUtilization", "targetAverageUtilization")]
+        }
+        _ => [("value", "currentValue"), ("averageValue", "currentAverageValue"), ("averageUtilization", "currentAverageUtilization")],
     }
 }
 
 const SOURCES: [(&str, &str); 5] = [
-    ("Object", "object"), ("Pods", "pods"), ("Resource", "resource"), ("ContainerResource", "containerResource"),
+    ("Object", "object"),
+    ("Pods", "pods"),
+    ("Resource", "resource"),
+    ("ContainerResource", "containerResource"),
     ("External", "external"),
 ];
 
@@ -151,7 +152,13 @@ fn flatten(metric: &Value, side: &str) -> Value {
     let nested = &metric[source];
     let mut flat = Map::new();
     let selector = if source == "external" { "metricSelector" } else { "selector" };
-    for (from, to) in [("/name", "name"), ("/container", "container"), ("/metric/name", "metricName"), ("/metric/selector", selector), ("/describedObject", "target")] {
+    for (from, to) in [
+        ("/name", "name"),
+        ("/container", "container"),
+        ("/metric/name", "metricName"),
+        ("/metric/selector", selector),
+        ("/describedObject", "target"),
+    ] {
         if let Some(value) = nested.pointer(from) {
             flat.insert(to.to_owned(), value.clone());
         }
@@ -207,8 +214,11 @@ mod tests {
     fn events_keep_everything() {
         let core = json!({"apiVersion": "v1", "kind": "Event", "involvedObject": {"name": "a"}, "message": "m", "count": 2, "reason": "r"});
         let new = convert(core.clone(), "events.k8s.io/v1");
-        assert_eq!(new, json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "regarding": {"name": "a"}, "note": "m",
-            "deprecatedCount": 2, "reason": "r"}));
+        assert_eq!(
+            new,
+            json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "regarding": {"name": "a"}, "note": "m",
+            "deprecatedCount": 2, "reason": "r"})
+        );
         assert_eq!(convert(new, "v1"), core);
     }
 
@@ -221,8 +231,10 @@ mod tests {
             "status": {"conditions": [{"type": "AbleToScale"}]}});
         let v1 = convert(v2.clone(), "autoscaling/v1");
         assert_eq!(v1["spec"], json!({"maxReplicas": 3, "targetCPUUtilizationPercentage": 50}));
-        assert_eq!(v1["metadata"]["annotations"][METRICS],
-            json!(r#"[{"pods":{"metricName":"rps","targetAverageValue":"10"},"type":"Pods"}]"#));
+        assert_eq!(
+            v1["metadata"]["annotations"][METRICS],
+            json!(r#"[{"pods":{"metricName":"rps","targetAverageValue":"10"},"type":"Pods"}]"#)
+        );
         assert_eq!(convert(v1, "autoscaling/v2"), v2);
     }
 }

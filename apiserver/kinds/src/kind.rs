@@ -136,7 +136,10 @@ impl Selectable {
 
 impl Kind {
     pub const fn namespaced(
-        group: &'static str, versions: &'static [&'static str], kind: &'static str, singular: &'static str,
+        group: &'static str,
+        versions: &'static [&'static str],
+        kind: &'static str,
+        singular: &'static str,
         plural: &'static str,
     ) -> Kind {
         Kind {
@@ -165,7 +168,10 @@ impl Kind {
     }
 
     pub const fn cluster(
-        group: &'static str, versions: &'static [&'static str], kind: &'static str, singular: &'static str,
+        group: &'static str,
+        versions: &'static [&'static str],
+        kind: &'static str,
+        singular: &'static str,
         plural: &'static str,
     ) -> Kind {
         Kind { namespaced: false, ..Kind::namespaced(group, versions, kind, singular, plural) }

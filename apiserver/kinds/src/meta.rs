@@ -83,10 +83,10 @@ fn meta_update(new: &Value, old: &Value) -> ErrorList {
     let mut errors = Vec::new();
     if is_set(old, "/metadata/deletionTimestamp") {
         let had = list(old, "/metadata/finalizers");
-        let added: Vec<&str> =
-            list(new, "/metadata/finalizers").iter().filter(|f| !had.contains(f)).filter_map(Value::as_str).collect();
+        let added: Vec<&str> = list(new, "/metadata/finalizers").iter().filter(|f| !had.contains(f)).filter_map(Value::as_str).collect();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
+            let detail =
+                format!("no new finalizers can be added if the object is being deleted, found new finalizers {}", go_strings(&added));
             errors.push(Error::forbidden(&path.child("finalizers"), detail));
         }
     }
@@ -188,7 +188,8 @@ fn validate_finalizers(finalizers: &[Value], path: &Path) -> ErrorList {
 
 /// A finalizer without a domain must be one of Kubernetes' own. Extension points, budgets and leases are not held to that.
 fn standard_finalizers(kind: &Kind, finalizers: &[Value], path: &Path) -> ErrorList {
-    const FREE: [&str; 5] = ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "coordination.k8s.io", "policy"];
+    const FREE: [&str; 5] =
+        ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "coordination.k8s.io", "policy"];
     if FREE.contains(&kind.group) {
         return Vec::new();
     }

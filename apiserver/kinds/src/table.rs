@@ -19,7 +19,11 @@ const fn own(name: &'static str, verbs: &'static [&'static str]) -> Subresource 
 }
 
 const fn other(
-    name: &'static str, verbs: &'static [&'static str], group: &'static str, version: &'static str, kind: &'static str,
+    name: &'static str,
+    verbs: &'static [&'static str],
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
 ) -> Subresource {
     Subresource { name, verbs, served: Some(Served { group, version, kind }) }
 }

@@ -16,8 +16,11 @@ fn says_what_stock_says() {
         schema::default(&gvk, &mut object);
         object = kinds::convert(object, &kind.storage_gvk().api_version());
         kind.strategy.prepare_for_create(kind, &mut object);
-        let mut ours: Vec<String> =
-            kinds::validate_object_meta(kind, &object).iter().chain(&kind.strategy.validate(kind, &object)).map(ToString::to_string).collect();
+        let mut ours: Vec<String> = kinds::validate_object_meta(kind, &object)
+            .iter()
+            .chain(&kind.strategy.validate(kind, &object))
+            .map(ToString::to_string)
+            .collect();
         let mut stock: Vec<String> = case["errors"].as_array().unwrap().iter().map(|e| e.as_str().unwrap().to_owned()).collect();
         ours.sort();
         stock.sort();

@@ -22,16 +22,26 @@ fn pods() {
         "lastState": {"terminated": {"finishedAt": "2025-01-01T00:04:55Z"}}});
     let cases = [
         (json!({"phase": "Pending"}), "p | 0/1 | Pending | 0 | 5m | <none> | n1 | <none> | <none>"),
-        (json!({"phase": "Running", "podIPs": [{"ip": "10.244.0.5"}], "containerStatuses": [running]}),
-         "p | 1/1 | Running | 1 (5s ago) | 5m | 10.244.0.5 | n1 | <none> | <none>"),
-        (json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 0, "state": {"running": {}}}]}),
-         "p | 0/1 | Init:0/1 | 0 | 5m | <none> | n1 | <none> | <none>"),
-        (json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 1}}}]}),
-         "p | 0/1 | Init:ExitCode:1 | 2 | 5m | <none> | n1 | <none> | <none>"),
-        (json!({"phase": "Running", "containerStatuses": [{"name": "c", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
-         "p | 0/1 | CrashLoopBackOff | 3 | 5m | <none> | n1 | <none> | <none>"),
-        (json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}),
-         "p | 0/1 | Completed | 0 | 5m | <none> | n1 | <none> | <none>"),
+        (
+            json!({"phase": "Running", "podIPs": [{"ip": "10.244.0.5"}], "containerStatuses": [running]}),
+            "p | 1/1 | Running | 1 (5s ago) | 5m | 10.244.0.5 | n1 | <none> | <none>",
+        ),
+        (
+            json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 0, "state": {"running": {}}}]}),
+            "p | 0/1 | Init:0/1 | 0 | 5m | <none> | n1 | <none> | <none>",
+        ),
+        (
+            json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 2, "state": {"terminated": {"exitCode": 1}}}]}),
+            "p | 0/1 | Init:ExitCode:1 | 2 | 5m | <none> | n1 | <none> | <none>",
+        ),
+        (
+            json!({"phase": "Running", "containerStatuses": [{"name": "c", "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
+            "p | 0/1 | CrashLoopBackOff | 3 | 5m | <none> | n1 | <none> | <none>",
+        ),
+        (
+            json!({"phase": "Succeeded", "containerStatuses": [{"name": "c", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}]}),
+            "p | 0/1 | Completed | 0 | 5m | <none> | n1 | <none> | <none>",
+        ),
     ];
     for (status, expected) in cases {
         assert_eq!(pod(spec.clone(), status), expected);

@@ -51,7 +51,8 @@ pub fn peek_gvk(body: &[u8], media: Media) -> Result<Gvk, Status> {
 
 fn peek(body: &[u8], media: Media) -> Result<Gvk, String> {
     let meta = match media {
-        Media::Json => serde_json::from_slice(body).map_err(|e| format!("couldn't get version/kind; json parse error: {}", go_syntax_error(body, &e)))?,
+        Media::Json => serde_json::from_slice(body)
+            .map_err(|e| format!("couldn't get version/kind; json parse error: {}", go_syntax_error(body, &e)))?,
         Media::Yaml => yaml(body, |d| TypeMeta::deserialize(d)).map_err(|e| format!("error converting YAML to JSON: {e}"))?,
         Media::Protobuf => {
             let (api_version, kind) = protobuf::type_meta(body)?;
@@ -144,7 +145,9 @@ fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
             return Err(cannot_handle(&full, not_registered(&full)));
         }
         let (said, expected) = (said.api_version(), expected.api_version());
-        return Err(Status::bad_request(format!("the API version in the data ({said}) does not match the expected API version ({expected})")));
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({said}) does not match the expected API version ({expected})"
+        )));
     }
     Ok(())
 }
@@ -173,7 +176,9 @@ fn go_syntax_error(body: &[u8], error: &serde_json::Error) -> String {
         t if t.starts_with("expected `,` or `}`") => "after object key:value pair",
         t if t.starts_with("expected `,` or `]`") => "after array element",
         t if t.starts_with("expected `:`") => "after object key",
-        t if t.starts_with("key must be a string") || t.starts_with("trailing comma") && *at == b'}' => "looking for beginning of object key string",
+        t if t.starts_with("key must be a string") || t.starts_with("trailing comma") && *at == b'}' => {
+            "looking for beginning of object key string"
+        }
         t if t.starts_with("trailing characters") => "after top-level value",
         t if t.starts_with("control character") => "in string literal",
         _ => "looking for beginning of value",
@@ -197,7 +202,11 @@ pub(crate) enum Words {
 
 /// A patched object, checked: the error is the bare reason, for the patch's own envelope. `noted` are strict errors found before.
 pub(crate) fn check_patched(
-    object: Value, gvk: &Gvk, words: Words, noted: Vec<String>, validation: FieldValidation,
+    object: Value,
+    gvk: &Gvk,
+    words: Words,
+    noted: Vec<String>,
+    validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), String> {
     let t = lookup(gvk).ok_or_else(|| not_registered(gvk))?;
     let mut walk = Walk { words, strict: noted, ..Walk::default() };
@@ -331,7 +340,8 @@ impl Seed<'_> {
         if self.walk.type_error.is_none() && self.walk.words == Words::Converter {
             self.walk.type_error = Some(self.converter_error(found));
         } else if self.walk.type_error.is_none() {
-            let fields: Vec<&str> = self.walk.path.iter().filter_map(|s| if let Step::Field(name) = s { Some(*name) } else { None }).collect();
+            let fields: Vec<&str> =
+                self.walk.path.iter().filter_map(|s| if let Step::Field(name) = s { Some(*name) } else { None }).collect();
             let into = if self.owner.is_empty() { "value".to_owned() } else { format!("struct field {}.{}", self.owner, fields.join(".")) };
             self.walk.type_error = Some(format!("json: cannot unmarshal {found} into Go {into} of type {}", self.go));
         }
@@ -371,7 +381,9 @@ impl Seed<'_> {
             Kind::Float64 => return scalar::float(number as f64),
             Kind::Quantity => return self.parsed(scalar::quantity(&number.to_string())),
             Kind::IntOrString => i32::try_from(number).is_ok(),
-            Kind::Raw => return i64::try_from(number).map(Value::from).or_else(|_| u64::try_from(number).map(Value::from)).unwrap_or(Value::Null),
+            Kind::Raw => {
+                return i64::try_from(number).map(Value::from).or_else(|_| u64::try_from(number).map(Value::from)).unwrap_or(Value::Null);
+            }
             _ => return self.wrong("number"),
         };
         if fits { Value::from(number as i64) } else { self.wrong(&format!("number {number}")) }
@@ -638,7 +650,8 @@ mod tests {
         assert_eq!(object, expected);
         let bytes = crate::encode_protobuf(&deployment(), &object);
         assert_eq!(decode(&bytes, Media::Protobuf, &deployment(), FieldValidation::Strict).unwrap().0, expected);
-        let (written, _) = decode_as_written(b"{\"spec\":{\"paused\":false}}", Media::Json, &deployment(), FieldValidation::Strict).unwrap();
+        let (written, _) =
+            decode_as_written(b"{\"spec\":{\"paused\":false}}", Media::Json, &deployment(), FieldValidation::Strict).unwrap();
         assert_eq!(written["spec"], serde_json::json!({"paused": false}));
     }
 }

@@ -18,22 +18,20 @@ pub fn normalize(gvk: &Gvk, object: &mut Value) {
 }
 
 pub(crate) fn structure(map: &mut Map<String, Value>, t: &Type) {
-    t.for_each_field(&mut |field| {
-        match map.get_mut(field.name) {
-            Some(value) if !value.is_null() => {
-                of_kind(value, field.kind);
-                if droppable(field, value) {
-                    map.remove(field.name);
-                } else if forgotten(field, value) {
-                    *value = Value::Null;
-                }
+    t.for_each_field(&mut |field| match map.get_mut(field.name) {
+        Some(value) if !value.is_null() => {
+            of_kind(value, field.kind);
+            if droppable(field, value) {
+                map.remove(field.name);
+            } else if forgotten(field, value) {
+                *value = Value::Null;
             }
-            found => match zero_field(field) {
-                Some(zero) => drop(map.insert(field.name.to_owned(), zero)),
-                None if found.is_some() => drop(map.remove(field.name)),
-                None => {}
-            },
         }
+        found => match zero_field(field) {
+            Some(zero) => drop(map.insert(field.name.to_owned(), zero)),
+            None if found.is_some() => drop(map.remove(field.name)),
+            None => {}
+        },
     });
 }
 
@@ -56,7 +54,9 @@ fn of_kind(value: &mut Value, kind: Kind) {
                 structure(map, t);
             }
         }
-        (Kind::PropsOrArray, Value::Array(items)) => items.iter_mut().for_each(|item| element_of(item, Kind::Struct(crate::generated::JSON_SCHEMA_PROPS))),
+        (Kind::PropsOrArray, Value::Array(items)) => {
+            items.iter_mut().for_each(|item| element_of(item, Kind::Struct(crate::generated::JSON_SCHEMA_PROPS)))
+        }
         (_, value) => text(value, kind),
     }
 }
@@ -103,7 +103,9 @@ pub(crate) fn props() -> Option<&'static Type> {
 fn zero_field(field: &Field) -> Option<Value> {
     match field.kind {
         _ if field.pointer => (!field.omitempty).then_some(Value::Null),
-        Kind::Struct(_) | Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString | Kind::Duration | Kind::Raw => Some(zero(field.kind)),
+        Kind::Struct(_) | Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString | Kind::Duration | Kind::Raw => {
+            Some(zero(field.kind))
+        }
         Kind::List(_) | Kind::Map(_) | Kind::Bytes | Kind::Items if !field.omitempty => Some(Value::Null),
         kind if !field.omitempty => Some(zero(kind)),
         _ => None,

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::normalize::{props, zero};
-use crate::types::{Field, Kind, Type, lookup, named};
 use crate::scalar;
+use crate::types::{Field, Kind, Type, lookup, named};
 
 const MAGIC: &[u8] = b"k8s\0";
 /// The envelope's last two fields, empty: contentEncoding, contentType.
@@ -192,7 +192,8 @@ pub(crate) fn type_meta(body: &[u8]) -> Result<(String, String)> {
 }
 
 fn envelope(body: &[u8]) -> Result<(&[u8], &[u8])> {
-    let unknown = body.strip_prefix(MAGIC).ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
+    let unknown =
+        body.strip_prefix(MAGIC).ok_or("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")?;
     let (mut meta, mut raw): (&[u8], &[u8]) = (&[], &[]);
     for_each(unknown, |tag, wire| {
         match (tag, wire) {
@@ -378,7 +379,8 @@ fn raw(bytes: &[u8], depth: usize) -> Result<Value> {
     }
     let (api_version, kind) = type_meta(bytes)?;
     let gvk = Gvk::from_api_version(&api_version, &kind);
-    let t = lookup(&gvk).filter(|_| depth < MAX_DEPTH).ok_or_else(|| format!("no kind {kind:?} is registered for version {api_version:?}"))?;
+    let t =
+        lookup(&gvk).filter(|_| depth < MAX_DEPTH).ok_or_else(|| format!("no kind {kind:?} is registered for version {api_version:?}"))?;
     let mut object = decode(bytes, t)?;
     crate::normalize(&gvk, &mut object);
     if let Value::Object(map) = &mut object {

@@ -70,7 +70,9 @@ pub fn base64(text: &str) -> Result<String, String> {
     }
     match LENIENT.decode(text) {
         Ok(bytes) => Ok(STANDARD.encode(bytes)),
-        Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => Err(format!("illegal base64 data at input byte {at}")),
+        Err(base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _)) => {
+            Err(format!("illegal base64 data at input byte {at}"))
+        }
         Err(_) => Err(format!("illegal base64 data at input byte {}", text.len().saturating_sub(text.len() % 4))),
     }
 }

@@ -139,7 +139,8 @@ impl Kind {
 }
 
 /// Meta types that every group serves as its own.
-const EVERYWHERE: &[&str] = &["DeleteOptions", "CreateOptions", "UpdateOptions", "PatchOptions", "GetOptions", "ListOptions", "Status", "WatchEvent"];
+const EVERYWHERE: &[&str] =
+    &["DeleteOptions", "CreateOptions", "UpdateOptions", "PatchOptions", "GetOptions", "ListOptions", "Status", "WatchEvent"];
 
 /// The type of a kind. Options, Status and WatchEvent exist in every group, the others of meta in `meta.k8s.io/v1` too.
 pub fn lookup(gvk: &Gvk) -> Option<&'static Type> {

@@ -148,7 +148,12 @@ mod tests {
             ("PATCH", "/apis/apps/v1/namespaces/a/deployments/d/scale", "", "patch|apps|v1|a|deployments|d|scale"),
             ("DELETE", "/api/v1/nodes", "", "deletecollection||v1||nodes||"),
             ("GET", "/api/v1/nodes/n/proxy/metrics", "", "get||v1||nodes|n|proxy"),
-            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode", "", "get|rbac.authorization.k8s.io|v1||clusterroles|system:node|"),
+            (
+                "GET",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/system%3Anode",
+                "",
+                "get|rbac.authorization.k8s.io|v1||clusterroles|system:node|",
+            ),
         ];
         for (method, path, query, expected) in cases {
             let i = RequestInfo::new(&method.parse().unwrap(), path, &Query::parse(query));

@@ -52,7 +52,8 @@ impl Series {
             (true, true, true) => "cluster",
         };
         // Unknown names would let a client grow the set of series without bound.
-        let known = kinds::by_resource(&info.group, &info.resource).is_some_and(|k| info.subresource.is_empty() || k.subresource(&info.subresource).is_some());
+        let known = kinds::by_resource(&info.group, &info.resource)
+            .is_some_and(|k| info.subresource.is_empty() || k.subresource(&info.subresource).is_some());
         let of_known = |text: &str| if known { text.to_owned() } else { String::new() };
         Series {
             verb: info.verb.to_uppercase(),
@@ -71,8 +72,16 @@ impl Metrics {
         let requests = Family::<Coded, Counter>::default();
         let durations = Family::<Series, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
         let objects = Family::<Vec<(String, String)>, Gauge>::default();
-        registry.register("apiserver_request", "Requests by verb, group, version, resource, scope and HTTP response code.", requests.clone());
-        registry.register("apiserver_request_duration_seconds", "Response latency by verb, group, version, resource, subresource, scope.", durations.clone());
+        registry.register(
+            "apiserver_request",
+            "Requests by verb, group, version, resource, scope and HTTP response code.",
+            requests.clone(),
+        );
+        registry.register(
+            "apiserver_request_duration_seconds",
+            "Response latency by verb, group, version, resource, subresource, scope.",
+            durations.clone(),
+        );
         registry.register("apiserver_storage_objects", "Number of stored objects by resource.", objects.clone());
         Metrics { registry, requests, durations, objects }
     }

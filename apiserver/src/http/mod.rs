@@ -44,8 +44,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backends;
 use crate::discovery::Discovery;
-use crate::{kubelet, proxy};
 use crate::registry::{Caller, Registry, Target};
+use crate::{kubelet, proxy};
 use info::{Query, RequestInfo};
 use metrics::Metrics;
 use negotiate::{Offers, Want};
@@ -183,9 +183,12 @@ async fn finish(app: Arc<App>, call: Call, target: Target, upgrade: Option<OnUpg
     let is_write = matches!(call.info.verb.as_str(), "create" | "update" | "patch" | "delete" | "deletecollection");
     if !is_write {
         let answer = dispatch(&app, &call, &target).await?;
-        let contents = if call.want.media == Media::Protobuf { websocket::Contents::ProtobufEvents } else { websocket::Contents::JsonEvents };
+        let contents =
+            if call.want.media == Media::Protobuf { websocket::Contents::ProtobufEvents } else { websocket::Contents::JsonEvents };
         return match upgrade {
-            Some(upgrade) if call.info.verb == "watch" && websocket::is_asked(&call.headers) => websocket::deliver(&call.headers, upgrade, answer, contents),
+            Some(upgrade) if call.info.verb == "watch" && websocket::is_asked(&call.headers) => {
+                websocket::deliver(&call.headers, upgrade, answer, contents)
+            }
             _ => Ok(answer),
         };
     }
@@ -303,7 +306,11 @@ fn resolve(info: &RequestInfo) -> Result<Target, Status> {
     let kind = kinds::by_gvr(&gvr).ok_or_else(Status::no_such_resource)?;
     let version = kind.versions.iter().find(|v| **v == info.version).ok_or_else(Status::no_such_resource)?;
     let is_collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
-    let misplaced = if kind.namespaced { info.namespace.is_empty() && !is_collection } else { !info.namespace.is_empty() && kind.plural != "namespaces" };
+    let misplaced = if kind.namespaced {
+        info.namespace.is_empty() && !is_collection
+    } else {
+        !info.namespace.is_empty() && kind.plural != "namespaces"
+    };
     if misplaced {
         return Err(if info.verb == "create" { Status::method_not_allowed() } else { Status::no_such_resource() });
     }

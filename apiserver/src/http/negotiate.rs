@@ -100,7 +100,8 @@ impl<'a> Clause<'a> {
     }
 
     fn want(&self, offers: Offers) -> Option<Want> {
-        let (media, _) = [(Media::Json, JSON), (Media::Yaml, YAML), (Media::Protobuf, PROTOBUF)].into_iter().find(|(_, name)| self.takes(name))?;
+        let (media, _) =
+            [(Media::Json, JSON), (Media::Yaml, YAML), (Media::Protobuf, PROTOBUF)].into_iter().find(|(_, name)| self.takes(name))?;
         let stream = self.param("stream");
         let streams = stream.is_empty() || stream == "watch" && media != Media::Yaml;
         let shape = self.shape(media, offers).filter(|_| streams)?;
@@ -117,9 +118,15 @@ impl<'a> Clause<'a> {
         let partly = matches!(offers, Offers::Metadata | Offers::Tables | Offers::Watch);
         match (self.param("as"), version) {
             ("", "") => Some(Shape::Object),
-            ("APIGroupDiscoveryList", "apidiscovery.k8s.io/v2") if offers == Offers::Discovery && media == Media::Json => Some(Shape::Discovery),
-            ("Table", version) if version.starts_with("meta") && media != Media::Protobuf => matches!(offers, Offers::Tables | Offers::Watch).then_some(Shape::Table(version)),
-            ("PartialObjectMetadata" | "PartialObjectMetadataList", version) if version.starts_with("meta") => partly.then_some(Shape::Metadata(version)),
+            ("APIGroupDiscoveryList", "apidiscovery.k8s.io/v2") if offers == Offers::Discovery && media == Media::Json => {
+                Some(Shape::Discovery)
+            }
+            ("Table", version) if version.starts_with("meta") && media != Media::Protobuf => {
+                matches!(offers, Offers::Tables | Offers::Watch).then_some(Shape::Table(version))
+            }
+            ("PartialObjectMetadata" | "PartialObjectMetadataList", version) if version.starts_with("meta") => {
+                partly.then_some(Shape::Metadata(version))
+            }
             _ => None,
         }
     }
@@ -129,7 +136,11 @@ impl<'a> Clause<'a> {
 pub fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
     let values = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
     let mut clauses: Vec<_> = values.flat_map(|v| v.split(',')).filter_map(Clause::parse).collect();
-    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality).then_with(|| Reverse((a.kind != "*", a.subtype != "*")).cmp(&Reverse((b.kind != "*", b.subtype != "*")))));
+    clauses.sort_by(|a, b| {
+        b.quality
+            .total_cmp(&a.quality)
+            .then_with(|| Reverse((a.kind != "*", a.subtype != "*")).cmp(&Reverse((b.kind != "*", b.subtype != "*"))))
+    });
     clauses
 }
 
@@ -140,7 +151,11 @@ pub fn accept(headers: &HeaderMap, query: &Query, offers: Offers) -> Result<Want
         Want::JSON
     } else {
         let refused = || Status::not_acceptable(if offers == Offers::Watch { &STREAMED } else { &SUPPORTED });
-        clauses.iter().find_map(|clause| clause.want(offers)).filter(|want| offers != Offers::Watch || want.media != Media::Yaml).ok_or_else(refused)?
+        clauses
+            .iter()
+            .find_map(|clause| clause.want(offers))
+            .filter(|want| offers != Offers::Watch || want.media != Media::Yaml)
+            .ok_or_else(refused)?
     };
     want.pretty = want.media == Media::Json && offers != Offers::Watch && (want.pretty || wants_pretty(headers, query));
     Ok(want)
@@ -198,11 +213,19 @@ mod tests {
             (&format!("{tables},application/json"), Offers::Objects, Some((object, json))),
             (tables, Offers::Metadata, None),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json", Offers::Tables, Some((object, json))),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json", Offers::Tables, Some((metadata, protobuf))),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
+                Offers::Tables,
+                Some((metadata, protobuf)),
+            ),
             ("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v2", Offers::Tables, None),
             ("application/vnd.kubernetes.protobuf;stream=watch,application/json;stream=watch", Offers::Watch, Some((object, protobuf))),
             ("application/yaml", Offers::Watch, None),
-            ("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json", Offers::Discovery, Some((Shape::Discovery, json))),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+                Offers::Discovery,
+                Some((Shape::Discovery, json)),
+            ),
             ("text/html", Offers::Tables, None),
         ];
         for (header, offers, expected) in cases {

@@ -88,7 +88,8 @@ pub fn parse_version(text: &str) -> Result<Option<u64>, Status> {
     if text.is_empty() {
         return Ok(None);
     }
-    let invalid = |_| Status::unclassified(format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"));
+    let invalid =
+        |_| Status::unclassified(format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"));
     text.parse().map(Some).map_err(invalid)
 }
 
@@ -97,7 +98,11 @@ const MATCH: &str = "resourceVersionMatch";
 fn list_errors(query: &Query) -> Vec<FieldError> {
     let (matching, path) = (query.get(MATCH), Path::new(MATCH));
     let mut errors = Vec::new();
-    let mut forbid = |forbidden: bool, why: &str| if forbidden { errors.push(FieldError::forbidden(&path, why)) };
+    let mut forbid = |forbidden: bool, why: &str| {
+        if forbidden {
+            errors.push(FieldError::forbidden(&path, why))
+        }
+    };
     if !matching.is_empty() {
         forbid(query.get("resourceVersion").is_empty(), "resourceVersionMatch is forbidden unless resourceVersion is provided");
         forbid(!query.get("continue").is_empty(), "resourceVersionMatch is forbidden when continue is provided");
@@ -185,20 +190,50 @@ mod tests {
     fn says_what_does_not_go_together() {
         let cases = [
             ("", false, Ok(())),
-            ("resourceVersionMatch=Exact", false, Err("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided")),
-            ("resourceVersion=1&resourceVersionMatch=Foo", false, Err("resourceVersionMatch: Unsupported value: \"Foo\": supported values: \"Exact\", \"NotOlderThan\", \"\"")),
-            ("resourceVersion=0&resourceVersionMatch=Exact", false, Err("resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")),
+            (
+                "resourceVersionMatch=Exact",
+                false,
+                Err("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"),
+            ),
+            (
+                "resourceVersion=1&resourceVersionMatch=Foo",
+                false,
+                Err("resourceVersionMatch: Unsupported value: \"Foo\": supported values: \"Exact\", \"NotOlderThan\", \"\""),
+            ),
+            (
+                "resourceVersion=0&resourceVersionMatch=Exact",
+                false,
+                Err("resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""),
+            ),
             ("sendInitialEvents=true", false, Err("sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list")),
-            ("sendInitialEvents=false", true, Err("resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")),
-            ("resourceVersionMatch=NotOlderThan", true, Err("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")),
+            (
+                "sendInitialEvents=false",
+                true,
+                Err("resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+            ),
+            (
+                "resourceVersionMatch=NotOlderThan",
+                true,
+                Err("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
+            ),
             ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=1", true, Ok(())),
             ("limit=x", false, Err("strconv.ParseInt: parsing \"x\": invalid syntax")),
             ("limit=2&continue=e30", false, Err("invalid continue token: continue key is not valid: missing field `v` at line 1 column 2")),
-            ("resourceVersion=abc", false, Err("resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax")),
+            (
+                "resourceVersion=abc",
+                false,
+                Err("resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax"),
+            ),
         ];
         for (query, is_watch, expected) in cases {
             let got = ListOptions::parse(&Query::parse(query), is_watch).map(drop).map_err(|s| s.message);
-            let expected = expected.map_err(|e| if e.contains(": Forbidden") || e.contains("Unsupported") { format!("ListOptions.meta.k8s.io \"\" is invalid: {e}") } else { e.to_owned() });
+            let expected = expected.map_err(|e| {
+                if e.contains(": Forbidden") || e.contains("Unsupported") {
+                    format!("ListOptions.meta.k8s.io \"\" is invalid: {e}")
+                } else {
+                    e.to_owned()
+                }
+            });
             assert_eq!(got, expected, "{query}");
         }
     }

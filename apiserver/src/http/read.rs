@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-use api::selector::{FieldSelector, LabelSelector};
 use api::Status;
+use api::selector::{FieldSelector, LabelSelector};
 use bytes::Bytes;
 use jiff::Timestamp;
 use schema::Media;
@@ -64,8 +64,7 @@ async fn reach(app: &App, revision: u64) -> Result<(), Status> {
 /// The selection of a request, with the kind's own field names checked and, for a shared kind, translated to the stored one's.
 pub fn selection(call: &Call, target: &Target) -> Result<Selection, Status> {
     let bad = |why: String| Status::bad_request(why);
-    let labels = LabelSelector::parse(call.query.get("labelSelector"))
-        .map_err(|e| bad(e.to_string()))?;
+    let labels = LabelSelector::parse(call.query.get("labelSelector")).map_err(|e| bad(e.to_string()))?;
     let fields = FieldSelector::parse(call.query.get("fieldSelector")).map_err(|e| bad(e.to_string()))?;
     let mut translated = Vec::new();
     for requirement in fields.requirements() {
@@ -104,7 +103,8 @@ pub async fn list(app: &App, call: &Call, target: &Target) -> Result<Answer, Sta
     let applied = app.registry.cache.applied();
     let records = app.registry.records(target.kind)?;
     let after = options.from.as_ref().map(|from| &from.after);
-    let listing = records.list(&selection, options.snapshot(), after, options.limit, applied).map_err(|_| expired(options.from.as_ref()))?;
+    let listing =
+        records.list(&selection, options.snapshot(), after, options.limit, applied).map_err(|_| expired(options.from.as_ref()))?;
     Ok(write_list(call, target, listing, !selection.filters()))
 }
 

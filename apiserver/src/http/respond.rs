@@ -83,7 +83,11 @@ pub fn object(code: u16, encoded: Bytes, want: Want) -> Answer {
         return bytes(code, want.content_type(), encoded);
     }
     let text = serde_json::from_slice(&encoded).map_err(|e| e.to_string()).and_then(|tree: Value| {
-        if want.pretty { serde_json::to_string_pretty(&tree).map_err(|e| e.to_string()) } else { serde_yaml::to_string(&tree).map_err(|e| e.to_string()) }
+        if want.pretty {
+            serde_json::to_string_pretty(&tree).map_err(|e| e.to_string())
+        } else {
+            serde_yaml::to_string(&tree).map_err(|e| e.to_string())
+        }
     });
     match text {
         Ok(text) => bytes(code, want.content_type(), text),

@@ -72,7 +72,11 @@ fn server() -> auto::Builder<TokioExecutor> {
 }
 
 async fn connection(
-    app: Arc<App>, stream: TcpStream, from: IpAddr, acceptor: TlsAcceptor, server: Arc<auto::Builder<TokioExecutor>>,
+    app: Arc<App>,
+    stream: TcpStream,
+    from: IpAddr,
+    acceptor: TlsAcceptor,
+    server: Arc<auto::Builder<TokioExecutor>>,
     watcher: hyper_util::server::graceful::Watcher,
 ) {
     if let Err(error) = stream.set_nodelay(true) {

@@ -69,7 +69,8 @@ pub fn stream(cache: Arc<Cache>, request: Request, shutdown: CancellationToken) 
     let timeout = request.timeout.unwrap_or_else(|| Duration::from_secs(rand::rng().random_range(MIN_TIMEOUT..2 * MIN_TIMEOUT)));
     let news = records.subscribe();
     let now = Instant::now();
-    let content_type = if request.want.media == Media::Protobuf { "application/vnd.kubernetes.protobuf;stream=watch" } else { "application/json" };
+    let content_type =
+        if request.want.media == Media::Protobuf { "application/vnd.kubernetes.protobuf;stream=watch" } else { "application/json" };
     let watcher = Watcher {
         cursor: request.after,
         cache,
@@ -174,7 +175,14 @@ impl Watcher {
         let target = &self.request.target;
         let object = match self.request.want.shape {
             Shape::Table(version) => {
-                let row = table::row(target.kind, record, self.request.include, version, &target.kind.api_version(target.version), Timestamp::now());
+                let row = table::row(
+                    target.kind,
+                    record,
+                    self.request.include,
+                    version,
+                    &target.kind.api_version(target.version),
+                    Timestamp::now(),
+                );
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
                 table::single(target.kind, version, record.revision, &row, with_columns)
             }

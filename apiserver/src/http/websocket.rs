@@ -8,7 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use http::HeaderMap;
-use http::header::{CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use http::header::{
+    CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+};
 use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -68,7 +70,9 @@ fn protocol(headers: &HeaderMap, contents: Contents) -> Result<Option<&'static s
         return Ok(None);
     }
     let found = offered.iter().find_map(|offer| ["binary.k8s.io", BASE64].into_iter().find(|ours| ours == offer));
-    found.map(Some).ok_or_else(|| Status::bad_request(format!("unable to upgrade: none of the offered protocols is supported: {}", offered.join(", "))))
+    found.map(Some).ok_or_else(|| {
+        Status::bad_request(format!("unable to upgrade: none of the offered protocols is supported: {}", offered.join(", ")))
+    })
 }
 
 async fn send(upgrade: OnUpgrade, mut body: Body, contents: Contents, base64: bool) -> anyhow::Result<()> {
@@ -142,7 +146,9 @@ mod tests {
 
     #[test]
     fn protocols_are_agreed() {
-        for (offered, expected) in [("", Some(None)), ("binary.k8s.io", Some(Some("binary.k8s.io"))), ("x, base64.binary.k8s.io", Some(Some(BASE64))), ("x", None)] {
+        for (offered, expected) in
+            [("", Some(None)), ("binary.k8s.io", Some(Some("binary.k8s.io"))), ("x, base64.binary.k8s.io", Some(Some(BASE64))), ("x", None)]
+        {
             let mut headers = HeaderMap::new();
             headers.insert(SEC_WEBSOCKET_PROTOCOL, offered.parse().unwrap());
             assert_eq!(protocol(&headers, Contents::Bytes).ok(), expected, "{offered}");

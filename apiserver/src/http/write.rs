@@ -30,7 +30,9 @@ impl Call {
         let declared = !has.version.is_empty() && !has.kind.is_empty();
         if declared && kinds::by_gvk(&has).is_some() && (has.group != expected.group || has.version != expected.version) {
             let message = format!(
-                "the API version in the data ({}) does not match the expected API version ({})", has.api_version(), expected.api_version()
+                "the API version in the data ({}) does not match the expected API version ({})",
+                has.api_version(),
+                expected.api_version()
             );
             return Err(Status::bad_request(message));
         }
@@ -55,7 +57,8 @@ pub async fn create(app: &App, call: &Call, target: &Target) -> Result<Answer, S
     let body = call.decode(&target.gvk())?;
     if target.kind.kind == "Binding" {
         let pods = kinds::by_resource("", "pods").ok_or_else(Status::no_such_resource)?;
-        let mut pod = Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
+        let mut pod =
+            Target::stored(pods, api::Key::new(target.key.namespace.clone(), body["metadata"]["name"].as_str().unwrap_or_default()));
         pod.subresource = "binding".into();
         app.registry.bind(&call.caller, &pod, &body, &options).await?;
         return Ok(success(201, call));
@@ -240,8 +243,17 @@ fn patch_scale(call: &Call, patch: &Patch<'_>, target: &Target, old: &Value) -> 
 
 /// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.
 const ANSWERS_WITH_OBJECT: [&str; 11] = [
-    "pods", "podtemplates", "resourcequotas", "serviceaccounts", "services", "persistentvolumes", "persistentvolumeclaims", "storageclasses",
-    "volumeattachments", "csidrivers", "csinodes",
+    "pods",
+    "podtemplates",
+    "resourcequotas",
+    "serviceaccounts",
+    "services",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "storageclasses",
+    "volumeattachments",
+    "csidrivers",
+    "csinodes",
 ];
 
 pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
@@ -250,11 +262,17 @@ pub async fn delete(app: &App, call: &Call, target: &Target) -> Result<Answer, S
         return Err(Status::method_not_allowed());
     }
     match app.registry.delete(&call.caller, target, &options).await? {
-        Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => Ok(show(target, &record, call.want, &call.query, 200)),
-        Deleted::Gone(record) => Ok(respond::tree(200, &json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
-            "details": details(target, &record),
-        }), call.want)),
+        Deleted::Gone(record) if ANSWERS_WITH_OBJECT.contains(&target.kind.plural) => {
+            Ok(show(target, &record, call.want, &call.query, 200))
+        }
+        Deleted::Gone(record) => Ok(respond::tree(
+            200,
+            &json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "details": details(target, &record),
+            }),
+            call.want,
+        )),
         Deleted::Waiting(record) => {
             let accepted = options.orphan_dependents == Some(false);
             Ok(show(target, &record, call.want, &call.query, if accepted { 202 } else { 200 }))
@@ -278,12 +296,16 @@ pub async fn delete_collection(app: &App, call: &Call, target: &Target) -> Resul
     let records = app.registry.delete_collection(&call.caller, &all, &selection, &options).await?;
     let form = read::form(target, Want::JSON);
     let items: Vec<Value> = records.iter().map(|r| record::project(r.value(), form)).collect();
-    Ok(respond::tree(200, &json!({
-        "kind": format!("{}List", target.kind.kind),
-        "apiVersion": target.kind.api_version(target.version),
-        "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
-        "items": items,
-    }), call.want))
+    Ok(respond::tree(
+        200,
+        &json!({
+            "kind": format!("{}List", target.kind.kind),
+            "apiVersion": target.kind.api_version(target.version),
+            "metadata": {"resourceVersion": app.registry.cache.applied().to_string()},
+            "items": items,
+        }),
+        call.want,
+    ))
 }
 
 /// GET of a subresource that has a shape of its own.

@@ -84,9 +84,8 @@ impl Call {
 
     fn delete_options_of_query(&self) -> Result<DeleteOptions, Status> {
         let set = |name: &str| Some(self.query.get(name)).filter(|v| !v.is_empty());
-        let seconds = set("gracePeriodSeconds").map(|grace| {
-            grace.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {grace:?}: invalid syntax")))
-        });
+        let seconds = set("gracePeriodSeconds")
+            .map(|grace| grace.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {grace:?}: invalid syntax"))));
         Ok(DeleteOptions {
             grace_period_seconds: seconds.transpose()?,
             propagation_policy: set("propagationPolicy").map(str::to_owned),

@@ -153,7 +153,11 @@ impl Assigner<'_> {
         let prefers = |service: &Value| text(service, "/spec/ipFamilyPolicy") == "PreferDualStack";
         self.old.is_some_and(|old| {
             let same_type = text(old, "/spec/type") == text(service, "/spec/type");
-            same_type && prefers(old) && prefers(service) && same(old, service, "/spec/clusterIPs") && same(old, service, "/spec/ipFamilies")
+            same_type
+                && prefers(old)
+                && prefers(service)
+                && same(old, service, "/spec/clusterIPs")
+                && same(old, service, "/spec/ipFamilies")
         })
     }
 
@@ -188,16 +192,23 @@ impl Assigner<'_> {
         let band = (size / 16).clamp(16, 256).min(size.saturating_sub(1));
         let start = rand::rng().random_range(band..size.max(band + 1));
         let candidates = (start..size).chain(band..start).chain(1..band);
-        let free = candidates.map(|offset| Ipv4Addr::from(network + offset)).find(|ip| *ip != self.addresses.first() && !taken.contains(ip));
+        let free =
+            candidates.map(|offset| Ipv4Addr::from(network + offset)).find(|ip| *ip != self.addresses.first() && !taken.contains(ip));
         free.ok_or_else(|| Refused::Internal("failed to allocate a serviceIP: range is full".into()))
     }
 
     fn check_ip(&self, asked: &str, taken: &HashSet<Ipv4Addr>) -> Result<Ipv4Addr, Refused> {
-        let refuse = |why: String| Refused::from(FieldError::invalid(&spec_path("clusterIPs"), json!([asked]), format!("failed to allocate IP {asked}: {why}")));
+        let refuse = |why: String| {
+            Refused::from(FieldError::invalid(&spec_path("clusterIPs"), json!([asked]), format!("failed to allocate IP {asked}: {why}")))
+        };
         let range = self.addresses.range;
         match asked.parse::<IpAddr>() {
             Ok(IpAddr::V4(ip)) if range.contains(&ip) && ip != range.network() && ip != range.broadcast() => {
-                if taken.contains(&ip) { Err(refuse("provided IP is already allocated".into())) } else { Ok(ip) }
+                if taken.contains(&ip) {
+                    Err(refuse("provided IP is already allocated".into()))
+                } else {
+                    Ok(ip)
+                }
             }
             _ => Err(refuse(format!("the provided IP ({asked}) is not in the valid range. The range of valid IPs is {range}"))),
         }
@@ -292,7 +303,8 @@ impl Assigner<'_> {
     }
 
     fn free_port(&mut self, taken: &mut HashSet<i64>) -> Result<i64, Refused> {
-        let port = self.reserve(self.any_port(taken)).ok_or_else(|| Refused::Internal("failed to allocate a nodePort: range is full".into()))?;
+        let port =
+            self.reserve(self.any_port(taken)).ok_or_else(|| Refused::Internal("failed to allocate a nodePort: range is full".into()))?;
         taken.insert(port);
         Ok(port)
     }
@@ -307,7 +319,9 @@ impl Assigner<'_> {
     fn usable(&self, port: i64, taken: &HashSet<i64>) -> Result<(), String> {
         let (low, high) = self.bounds();
         match port {
-            port if !(low..=high).contains(&port) => Err(format!("provided port is not in the valid range. The range of valid ports is {low}-{high}")),
+            port if !(low..=high).contains(&port) => {
+                Err(format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"))
+            }
             port if taken.contains(&port) => Err("provided port is already allocated".into()),
             _ => Ok(()),
         }
@@ -473,13 +487,19 @@ mod tests {
             assert_eq!(settled(json!({"spec": spec}), None), expected, "{spec}");
         }
         for (spec, said) in [
-            (json!({"ipFamilyPolicy": "RequireDualStack"}), "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"),
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack"}),
+                "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
+            ),
             (json!({"ipFamilies": ["IPv6"]}), "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
             (
                 json!({"ipFamilies": ["IPv4", "IPv6"]}),
                 "spec.ipFamilyPolicy: Invalid value: \"SingleStack\": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified",
             ),
-            (json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), "spec.clusterIPs[0]: Invalid value: []string{\"fd00::1\"}: IPv6 is not configured on this cluster"),
+            (
+                json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}),
+                "spec.clusterIPs[0]: Invalid value: []string{\"fd00::1\"}: IPv6 is not configured on this cluster",
+            ),
         ] {
             let mut spec = spec;
             spec["type"] = json!("ClusterIP");

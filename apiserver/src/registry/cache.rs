@@ -144,7 +144,12 @@ pub struct Cache {
 
 impl Cache {
     /// Caches for `kinds`, filled from the store, with the changes that follow. Hand those to [`Cache::follow`].
-    pub async fn load(kinds: impl IntoIterator<Item = &'static Kind>, store: &dyn Storage, transformer: &dyn Transformer, observe: &Observer) -> anyhow::Result<(Self, Changes)> {
+    pub async fn load(
+        kinds: impl IntoIterator<Item = &'static Kind>,
+        store: &dyn Storage,
+        transformer: &dyn Transformer,
+        observe: &Observer,
+    ) -> anyhow::Result<(Self, Changes)> {
         let mut cache = Cache { kinds: Vec::new(), by_resource: HashMap::new(), by_folder: HashMap::new(), applied: watch::Sender::new(0) };
         for kind in kinds {
             let at = cache.kinds.len();
@@ -280,7 +285,14 @@ impl Cache {
     }
 }
 
-fn open(kind: &'static Kind, key: Key, revision: u64, stored_key: &str, value: bytes::Bytes, transformer: &dyn Transformer) -> anyhow::Result<(Record, Value)> {
+fn open(
+    kind: &'static Kind,
+    key: Key,
+    revision: u64,
+    stored_key: &str,
+    value: bytes::Bytes,
+    transformer: &dyn Transformer,
+) -> anyhow::Result<(Record, Value)> {
     let plain = transformer.open(stored_key, value).with_context(|| format!("opening {stored_key}"))?;
     let tree: Value = serde_json::from_slice(&plain).with_context(|| format!("decoding {stored_key}"))?;
     Ok((Record::of_tree(kind, key, revision, &plain, &tree)?, tree))
@@ -340,7 +352,14 @@ impl KindCache {
 
     /// Selected objects in key order after `after`, at most `limit` (0 = all), as of `at` (`None` = now).
     /// `applied` is the cache's revision, read before this call.
-    pub fn list(&self, selection: &Selection, at: Option<u64>, after: Option<&Key>, limit: usize, applied: u64) -> Result<Listing, Expired> {
+    pub fn list(
+        &self,
+        selection: &Selection,
+        at: Option<u64>,
+        after: Option<&Key>,
+        limit: usize,
+        applied: u64,
+    ) -> Result<Listing, Expired> {
         let state = self.state.read();
         let revision = at.unwrap_or_else(|| applied.max(state.last));
         let mut pick = Picker { selection, after, limit, records: Vec::new(), beyond: 0 };

@@ -97,7 +97,9 @@ impl DeleteOptions {
         // Upstream has no resource at hand here, and names the kind in its place.
         let kind = GroupResource::new(target.storage().group, target.kind.kind);
         let fail = |what: &str, asked: &str, has: &str, history: &str| {
-            let why = format!("the {what} in the precondition ({asked}) does not match the {what} in record ({has}). The object might have been {history}");
+            let why = format!(
+                "the {what} in the precondition ({asked}) does not match the {what} in record ({has}). The object might have been {history}"
+            );
             Err(Status::conflict(&kind, &target.key.name, why))
         };
         if let Some(uid) = wanted.uid.as_deref().filter(|uid| **uid != *record.uid) {
@@ -128,13 +130,21 @@ impl Registry {
         Err(Status::modified(&target.resource(), &target.key.name))
     }
 
-    async fn try_delete(&self, caller: &Caller, target: &Target, record: &Arc<Record>, mut old: Value, options: &DeleteOptions) -> Result<Deleted, StoreError> {
+    async fn try_delete(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        record: &Arc<Record>,
+        mut old: Value,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, StoreError> {
         let kind = target.storage();
         tree::take_resource_version(&mut old);
         match plan(kind, old, options, caller.now) {
             Plan::Leave => Ok(Deleted::Waiting(record.clone())),
             Plan::Mark(new) if options.is_dry_run() => {
-                let marked = self.imagined(kind, &record.key, &new, record.revision).map_err(|e| StoreError::unavailable("imagining", e))?;
+                let marked =
+                    self.imagined(kind, &record.key, &new, record.revision).map_err(|e| StoreError::unavailable("imagining", e))?;
                 Ok(Deleted::Waiting(marked))
             }
             Plan::Remove if options.is_dry_run() => Ok(Deleted::Gone(record.clone())),
@@ -165,7 +175,13 @@ impl Registry {
     }
 
     /// Delete all that the selection holds; returns them as they were.
-    pub async fn delete_collection(&self, caller: &Caller, target: &Target, selection: &Selection, options: &DeleteOptions) -> Result<Vec<Arc<Record>>, Status> {
+    pub async fn delete_collection(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        selection: &Selection,
+        options: &DeleteOptions,
+    ) -> Result<Vec<Arc<Record>>, Status> {
         options.check()?;
         let listed = self.records(target.kind)?.list(selection, None, None, 0, self.cache.applied());
         let records = listed.map(|l| l.records).unwrap_or_default();

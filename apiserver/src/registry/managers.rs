@@ -44,7 +44,14 @@ pub fn track(target: &Target, old: Option<&Value>, new: &mut Value, manager: &st
 }
 
 /// What a server-side apply makes of `live`, both in the target's version.
-pub fn apply(target: &Target, live: Option<&Value>, configuration: &Value, manager: &str, force: bool, now: Timestamp) -> Result<Value, Status> {
+pub fn apply(
+    target: &Target,
+    live: Option<&Value>,
+    configuration: &Value,
+    manager: &str,
+    force: bool,
+    now: Timestamp,
+) -> Result<Value, Status> {
     let now = tree::rfc3339(now);
     managed::apply(&target.gvk(), live, configuration, &writer(target, manager, &now), force)
 }
@@ -59,7 +66,9 @@ mod tests {
 
     #[test]
     fn managers_are_named_by_their_agent() {
-        for (agent, manager) in [("kubectl/v1.32.4 (linux/amd64) kubernetes/59526cd", "kubectl"), ("curl", "curl"), ("a\u{7}b/1", "ab"), ("", "")] {
+        for (agent, manager) in
+            [("kubectl/v1.32.4 (linux/amd64) kubernetes/59526cd", "kubectl"), ("curl", "curl"), ("a\u{7}b/1", "ab"), ("", "")]
+        {
             assert_eq!(of_agent(agent), manager, "{agent}");
         }
         assert_eq!(of_agent(&"é".repeat(100)).len(), MAX_LENGTH);

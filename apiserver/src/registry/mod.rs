@@ -141,7 +141,13 @@ impl WriteOptions {
 }
 
 impl Registry {
-    pub fn new(store: Arc<dyn Storage>, transformer: Arc<dyn Transformer>, cache: Arc<Cache>, authorizer: Arc<Authorizer>, addresses: Addresses) -> Self {
+    pub fn new(
+        store: Arc<dyn Storage>,
+        transformer: Arc<dyn Transformer>,
+        cache: Arc<Cache>,
+        authorizer: Arc<Authorizer>,
+        addresses: Addresses,
+    ) -> Self {
         Registry { store, transformer, cache, authorizer, journal: Journal::default(), addresses, charging: Default::default() }
     }
 
@@ -177,7 +183,9 @@ impl Registry {
         match seen {
             Some(record) => Ok(record),
             // Overwritten in the meantime: this answer still shows what this write made.
-            None => Record::of_tree(kind, key.clone(), revision, &plain, tree).map(Arc::new).map_err(|e| StoreError::unavailable("indexing", e)),
+            None => {
+                Record::of_tree(kind, key.clone(), revision, &plain, tree).map(Arc::new).map_err(|e| StoreError::unavailable("indexing", e))
+            }
         }
     }
 

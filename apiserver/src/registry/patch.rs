@@ -70,9 +70,12 @@ impl Patch<'_> {
 
     /// Apply's body as its author wrote it.
     pub fn configuration(&self, caller: &Caller) -> Result<Value, Status> {
-        let (document, fault) = schema::patch::document(self.body).map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
+        let (document, fault) =
+            schema::patch::document(self.body).map_err(|why| Status::bad_request(format!("error decoding YAML: {why}")))?;
         match fault {
-            Some(fault) if self.validation == FieldValidation::Strict => Err(Status::bad_request(format!("error strict decoding YAML: {fault}"))),
+            Some(fault) if self.validation == FieldValidation::Strict => {
+                Err(Status::bad_request(format!("error strict decoding YAML: {fault}")))
+            }
             Some(fault) if self.validation == FieldValidation::Warn => {
                 caller.warn(fault);
                 Ok(document)

@@ -23,7 +23,11 @@ impl Registry {
             return Err(binding_invalid(target, "target.name", "Required value"));
         }
         if !matches!(kind, "" | "Node") {
-            return Err(binding_invalid(target, "target.kind", &format!("Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\"")));
+            return Err(binding_invalid(
+                target,
+                "target.kind",
+                &format!("Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""),
+            ));
         }
         let wanted = text(binding, "/metadata/uid").to_owned();
         let resource = GroupResource::new("", "pods/binding");
@@ -49,7 +53,10 @@ impl Registry {
             for (name, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
                 object(&mut pod["metadata"], "annotations").insert(name.clone(), value.clone());
             }
-            set_condition(&mut pod, json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": rfc3339(now)}));
+            set_condition(
+                &mut pod,
+                json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": rfc3339(now)}),
+            );
             Ok(pod)
         })
         .await
@@ -61,7 +68,8 @@ impl Registry {
         if !name.is_empty() && name != target.key.name {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let asked: Option<DeleteOptions> = eviction.get("deleteOptions").filter(|o| !o.is_null()).and_then(|o| serde_json::from_value(o.clone()).ok());
+        let asked: Option<DeleteOptions> =
+            eviction.get("deleteOptions").filter(|o| !o.is_null()).and_then(|o| serde_json::from_value(o.clone()).ok());
         let mut delete = asked.unwrap_or_default();
         if options.dry_run {
             delete.dry_run = Some(vec!["All".into()]);
@@ -84,11 +92,16 @@ impl Registry {
     async fn charge_budget(&self, caller: &Caller, target: &Target, pod: &Record, options: &WriteOptions) -> Result<(), Status> {
         let Some(kind) = kinds::by_resource("policy", "poddisruptionbudgets") else { return Ok(()) };
         let budgets = self.records(kind)?.list(&Selection::in_namespace(&pod.key.namespace), None, None, 0, 0);
-        let covering: Vec<Arc<Record>> = budgets.map(|l| l.records).unwrap_or_default().into_iter().filter(|b| covers(&b.value(), pod)).collect();
+        let covering: Vec<Arc<Record>> =
+            budgets.map(|l| l.records).unwrap_or_default().into_iter().filter(|b| covers(&b.value(), pod)).collect();
         let budget = match covering.as_slice() {
             [] => return Ok(()),
             [one] => one,
-            _ => return Err(Status::unclassified("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.")),
+            _ => {
+                return Err(Status::unclassified(
+                    "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+                ));
+            }
         };
         let mut at = Target::stored(kind, budget.key.clone());
         at.subresource = "status".into();
@@ -98,7 +111,13 @@ impl Registry {
     }
 
     /// Add ephemeral containers; the rest of the pod stays.
-    pub async fn set_ephemeral_containers(&self, caller: &Caller, target: &Target, options: &WriteOptions, make: &super::write::Change<'_>) -> Result<Arc<Record>, Status> {
+    pub async fn set_ephemeral_containers(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        options: &WriteOptions,
+        make: &super::write::Change<'_>,
+    ) -> Result<Arc<Record>, Status> {
         self.update(caller, target, Part::Raw, options, &|old| {
             let new = make(old)?;
             let mut pod = old.clone();
@@ -109,7 +128,10 @@ impl Registry {
             };
             let had = items(old, "/spec/ephemeralContainers");
             if !had.iter().all(|c| items(&pod, "/spec/ephemeralContainers").contains(c)) {
-                let error = api::field::Error::forbidden(&api::field::Path::new("spec").child("ephemeralContainers"), "existing ephemeral containers may not be removed or changed");
+                let error = api::field::Error::forbidden(
+                    &api::field::Path::new("spec").child("ephemeralContainers"),
+                    "existing ephemeral containers may not be removed or changed",
+                );
                 return Err(Status::invalid(&target.storage().group_kind(), &target.key.name, vec![error]));
             }
             bump_generation(&mut pod, old);
@@ -119,7 +141,13 @@ impl Registry {
     }
 
     /// Change the resources of running containers; the rest of the pod stays.
-    pub async fn resize(&self, caller: &Caller, target: &Target, options: &WriteOptions, make: &super::write::Change<'_>) -> Result<Arc<Record>, Status> {
+    pub async fn resize(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        options: &WriteOptions,
+        make: &super::write::Change<'_>,
+    ) -> Result<Arc<Record>, Status> {
         self.update(caller, target, Part::Raw, options, &|old| {
             let new = make(old)?;
             let mut pod = old.clone();
@@ -173,7 +201,8 @@ fn covers(budget: &Value, pod: &Record) -> bool {
 fn spend(budget: &Value, pod: &str, now: jiff::Timestamp) -> Result<Value, Status> {
     let name = text(budget, "/metadata/name");
     let allowed = number(budget, "/status/disruptionsAllowed").unwrap_or(0);
-    let (seen, generation) = (number(budget, "/status/observedGeneration").unwrap_or(0), number(budget, "/metadata/generation").unwrap_or(0));
+    let (seen, generation) =
+        (number(budget, "/status/observedGeneration").unwrap_or(0), number(budget, "/metadata/generation").unwrap_or(0));
     let refuse = |cause: String, retry: u32| {
         let status = Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", retry);
         Err(status.with_cause("DisruptionBudget", "", cause))
@@ -182,7 +211,8 @@ fn spend(budget: &Value, pod: &str, now: jiff::Timestamp) -> Result<Value, Statu
         return refuse(format!("The disruption budget {name} is still being processed by the server."), 10);
     }
     if allowed <= 0 {
-        let (desired, healthy) = (number(budget, "/status/desiredHealthy").unwrap_or(0), number(budget, "/status/currentHealthy").unwrap_or(0));
+        let (desired, healthy) =
+            (number(budget, "/status/desiredHealthy").unwrap_or(0), number(budget, "/status/currentHealthy").unwrap_or(0));
         return refuse(format!("The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"), 0);
     }
     let mut budget = budget.clone();

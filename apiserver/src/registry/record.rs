@@ -60,9 +60,9 @@ impl Record {
     pub fn of_tree(kind: &'static Kind, key: Key, revision: u64, stored: &[u8], tree: &Value) -> anyhow::Result<Self> {
         let (json, digits) = splice(stored, revision)?;
         let meta = &tree["metadata"];
-        let labels = meta["labels"].as_object().map(|labels| {
-            labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect()
-        });
+        let labels = meta["labels"]
+            .as_object()
+            .map(|labels| labels.iter().map(|(key, value)| (key.as_str().into(), value.as_str().unwrap_or_default().into())).collect());
         Ok(Record {
             kind,
             key,
@@ -252,7 +252,10 @@ mod tests {
     #[test]
     fn the_revision_goes_into_the_objects_own_metadata() {
         let cases = [
-            (r#"{"a":{"metadata":{"x":1}},"metadata":{"name":"n"}}"#, r#"{"a":{"metadata":{"x":1}},"metadata":{"resourceVersion":"7","name":"n"}}"#),
+            (
+                r#"{"a":{"metadata":{"x":1}},"metadata":{"name":"n"}}"#,
+                r#"{"a":{"metadata":{"x":1}},"metadata":{"resourceVersion":"7","name":"n"}}"#,
+            ),
             (r#"{"data":{"k":"\"metadata\":{"},"metadata":{}}"#, r#"{"data":{"k":"\"metadata\":{"},"metadata":{"resourceVersion":"7"}}"#),
         ];
         for (stored, expected) in cases {

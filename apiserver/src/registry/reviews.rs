@@ -78,7 +78,8 @@ impl Registry {
             return Err(Status::bad_request("no namespace on request"));
         }
         let review = self.authorizer.rules_for(&caller.user, namespace);
-        let mut status = json!({"resourceRules": review.resource_rules, "nonResourceRules": review.non_resource_rules, "incomplete": review.incomplete});
+        let mut status =
+            json!({"resourceRules": review.resource_rules, "nonResourceRules": review.non_resource_rules, "incomplete": review.incomplete});
         if !review.error.is_empty() {
             status["evaluationError"] = review.error.into();
         }
@@ -139,8 +140,12 @@ fn attributes(user: Arc<User>, body: &Value) -> Result<Attributes, Status> {
         name: field("/name"),
         path: String::new(),
         resource_request: true,
-        field_selector: Some(text(about, "/fieldSelector/rawSelector")).filter(|s| !s.is_empty()).and_then(|s| FieldSelector::parse(s).ok()),
-        label_selector: Some(text(about, "/labelSelector/rawSelector")).filter(|s| !s.is_empty()).and_then(|s| LabelSelector::parse(s).ok()),
+        field_selector: Some(text(about, "/fieldSelector/rawSelector"))
+            .filter(|s| !s.is_empty())
+            .and_then(|s| FieldSelector::parse(s).ok()),
+        label_selector: Some(text(about, "/labelSelector/rawSelector"))
+            .filter(|s| !s.is_empty())
+            .and_then(|s| LabelSelector::parse(s).ok()),
     })
 }
 

@@ -76,7 +76,13 @@ impl Registry {
         }
     }
 
-    async fn create_named(&self, caller: &Caller, target: &Target, mut object: Value, options: &WriteOptions) -> Result<Arc<Record>, Status> {
+    async fn create_named(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        mut object: Value,
+        options: &WriteOptions,
+    ) -> Result<Arc<Record>, Status> {
         let kind = target.storage();
         kind.strategy.stamp_requester(&mut object, &user_info(&caller.user));
         let validate = |object: &Value| target.kind.strategy.validate_whole(kind, object);
@@ -103,7 +109,14 @@ impl Registry {
     }
 
     /// Swap the object for what `change` makes of it, again if another write came first.
-    pub async fn update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, change: &Change<'_>) -> Result<Arc<Record>, Status> {
+    pub async fn update(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        part: Part,
+        options: &WriteOptions,
+        change: &Change<'_>,
+    ) -> Result<Arc<Record>, Status> {
         for _ in 0..MAX_SWAPS {
             let stored = self.find(target)?;
             match self.try_update(caller, target, part, options, &stored, change).await? {
@@ -115,7 +128,15 @@ impl Registry {
     }
 
     /// `None`: the swap was lost.
-    async fn try_update(&self, caller: &Caller, target: &Target, part: Part, options: &WriteOptions, stored: &Arc<Record>, change: &Change<'_>) -> Result<Option<Arc<Record>>, Status> {
+    async fn try_update(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        part: Part,
+        options: &WriteOptions,
+        stored: &Arc<Record>,
+        change: &Change<'_>,
+    ) -> Result<Option<Arc<Record>>, Status> {
         let kind = target.storage();
         let mut old = stored.value();
         let mut new = change(&old)?;
@@ -131,17 +152,18 @@ impl Registry {
             Part::Status => kind.strategy.prepare_for_status_update(kind, &mut new, &old),
             Part::Raw => {}
         }
-        let (lease, outcome) = self.admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
-            let mut errors = kinds::validate_replacement(new, &old);
-            errors.extend(match part {
-                Part::Main => target.kind.strategy.validate_update(kind, new, &old),
-                Part::Status => kind.strategy.validate_status_update(kind, new, &old),
-                Part::Raw if target.subresource == "approval" => kind.strategy.validate_status_update(kind, new, &old),
-                Part::Raw => Vec::new(),
-            });
-            errors
-        })
-        .await?;
+        let (lease, outcome) = self
+            .admit(caller, target, Operation::Update, new, Some(&old), options, |new| {
+                let mut errors = kinds::validate_replacement(new, &old);
+                errors.extend(match part {
+                    Part::Main => target.kind.strategy.validate_update(kind, new, &old),
+                    Part::Status => kind.strategy.validate_status_update(kind, new, &old),
+                    Part::Raw if target.subresource == "approval" => kind.strategy.validate_status_update(kind, new, &old),
+                    Part::Raw => Vec::new(),
+                });
+                errors
+            })
+            .await?;
         if part == Part::Main {
             kind.strategy.warnings(&lease.object).into_iter().for_each(|w| caller.warn(w));
         }
@@ -166,7 +188,9 @@ impl Registry {
         let written = if gone {
             // The answer shows what let go of the object, watchers what it was.
             match self.remove(stored).await {
-                Ok(removed) => self.imagined(target.storage(), &stored.key, new, removed.revision).map_err(|e| StoreError::unavailable("indexing", e)),
+                Ok(removed) => {
+                    self.imagined(target.storage(), &stored.key, new, removed.revision).map_err(|e| StoreError::unavailable("indexing", e))
+                }
                 Err(error) => Err(error),
             }
         } else {
@@ -183,7 +207,15 @@ impl Registry {
     }
 
     /// The revision and uid the client names are those of the stored object. (Of a patch's result, validation compares the uid.)
-    fn check_preconditions(&self, caller: &Caller, target: &Target, part: Part, new: &mut Value, old: &Value, revision: u64) -> Result<(), Status> {
+    fn check_preconditions(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        part: Part,
+        new: &mut Value,
+        old: &Value,
+        revision: u64,
+    ) -> Result<(), Status> {
         let (name, kind) = (&target.key.name, target.storage());
         let (uid, has) = (text(new, "/metadata/uid"), text(old, "/metadata/uid"));
         if !uid.is_empty() && uid != has && !caller.patches {
@@ -201,7 +233,9 @@ impl Registry {
                 Err(Status::invalid(&resource, name, vec![error]))
             }
             version if version == revision.to_string() => Ok(()),
-            version if version.parse::<u64>().is_err() => Err(Status::unclassified(format!("strconv.ParseUint: parsing {version:?}: invalid syntax"))),
+            version if version.parse::<u64>().is_err() => {
+                Err(Status::unclassified(format!("strconv.ParseUint: parsing {version:?}: invalid syntax")))
+            }
             _ => Err(Status::modified(&target.resource(), name)),
         }
     }
@@ -209,7 +243,13 @@ impl Registry {
     /// Mutating admission, validation, validating admission. Waits a little where what is missing is on its way.
     #[allow(clippy::too_many_arguments)]
     async fn admit(
-        &self, caller: &Caller, target: &Target, operation: Operation, object: Value, old: Option<&Value>, options: &WriteOptions,
+        &self,
+        caller: &Caller,
+        target: &Target,
+        operation: Operation,
+        object: Value,
+        old: Option<&Value>,
+        options: &WriteOptions,
         validate: impl Fn(&Value) -> Vec<FieldError> + Sync,
     ) -> Result<(Lease, Outcome), Status> {
         let mut tries = 0;
@@ -227,7 +267,13 @@ impl Registry {
 
     #[allow(clippy::too_many_arguments)]
     async fn admit_once(
-        &self, caller: &Caller, target: &Target, operation: Operation, mut object: Value, old: Option<&Value>, options: &WriteOptions,
+        &self,
+        caller: &Caller,
+        target: &Target,
+        operation: Operation,
+        mut object: Value,
+        old: Option<&Value>,
+        options: &WriteOptions,
         validate: &(impl Fn(&Value) -> Vec<FieldError> + Sync),
     ) -> Result<(Lease, Outcome), Refusal> {
         let kind = target.storage();
@@ -261,8 +307,15 @@ impl Registry {
 
     #[allow(clippy::too_many_arguments)]
     pub(super) fn request<'a>(
-        &'a self, caller: &'a Caller, operation: Operation, body: &'a GroupKind, resource: &'a api::GroupResource, target: &'a Target,
-        name: &'a str, old: Option<&'a Value>, options: &WriteOptions,
+        &'a self,
+        caller: &'a Caller,
+        operation: Operation,
+        body: &'a GroupKind,
+        resource: &'a api::GroupResource,
+        target: &'a Target,
+        name: &'a str,
+        old: Option<&'a Value>,
+        options: &WriteOptions,
     ) -> admission::Request<'a> {
         admission::Request {
             user: &caller.user,
@@ -283,12 +336,19 @@ impl Registry {
     /// Write what the quotas will hold once this object exists. Charges take turns, each reckoning with what those before it took: of many
     /// writes at once exactly those that fit succeed.
     async fn charge(
-        &self, caller: &Caller, target: &Target, operation: Operation, object: &Value, old: Option<&Value>, outcome: &Outcome,
+        &self,
+        caller: &Caller,
+        target: &Target,
+        operation: Operation,
+        object: &Value,
+        old: Option<&Value>,
+        outcome: &Outcome,
     ) -> Result<(), Status> {
         let Some(kind) = kinds::by_resource("", "resourcequotas").filter(|_| !outcome.charges.is_empty()) else { return Ok(()) };
         let _turn = self.charging.lock().await;
         let (resource, body) = (target.storage().group_resource(), target.storage().group_kind());
-        let request = self.request(caller, operation, &body, &resource, target, text(object, "/metadata/name"), old, &WriteOptions::default());
+        let request =
+            self.request(caller, operation, &body, &resource, target, text(object, "/metadata/name"), old, &WriteOptions::default());
         let mut paid = HashSet::new();
         for _ in 0..MAX_SWAPS {
             let mut lost = false;
@@ -372,7 +432,9 @@ pub fn check_namespace(target: &Target, object: &mut Value) -> Result<(), Status
 pub fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
     let (name, asked) = (text(object, "/metadata/name"), &target.key.name);
     if name.is_empty() {
-        return Err(Status::bad_request(format!("the name of the object ({asked} based on URL) was undeterminable: name must be provided")));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({asked} based on URL) was undeterminable: name must be provided"
+        )));
     }
     if name != asked {
         return Err(Status::bad_request(format!("the name of the object ({name}) does not match the name on the URL ({asked})")));

@@ -6,8 +6,8 @@
 //! Invariants: the source is only read; an embedded target appears under its name when it is whole; who starts the server on the target
 //! does so only after this has ended well. So a copy that was cut short is repeated from the start, and loses nothing.
 
-use std::fs::File;
 use std::fmt;
+use std::fs::File;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};

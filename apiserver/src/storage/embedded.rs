@@ -79,12 +79,8 @@ impl Embedded {
         std::fs::create_dir_all(dir)?;
         let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join(FILE))?;
         let (revision, compacted) = prepare_tables(&db, above)?;
-        let shared = Arc::new(Shared {
-            db,
-            revision: AtomicU64::new(revision),
-            compacted: AtomicU64::new(compacted),
-            watchers: Mutex::default(),
-        });
+        let shared =
+            Arc::new(Shared { db, revision: AtomicU64::new(revision), compacted: AtomicU64::new(compacted), watchers: Mutex::default() });
         let (queue, ops) = std_mpsc::channel();
         let writer = Writer { shared: shared.clone(), marks: vec![(Instant::now(), revision)] };
         std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(ops))?;
@@ -150,11 +146,7 @@ impl<'a> Stored<'a> {
         let (replaced, rest) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
         let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
         let (key, value) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
-        Ok(Stored {
-            replaced: u64::from_le_bytes(*replaced),
-            key: std::str::from_utf8(key)?,
-            value: (is_put == 1).then_some(value),
-        })
+        Ok(Stored { replaced: u64::from_le_bytes(*replaced), key: std::str::from_utf8(key)?, value: (is_put == 1).then_some(value) })
     }
 
     fn change(&self, revision: Revision) -> Change {
@@ -164,7 +156,13 @@ impl<'a> Stored<'a> {
 
 impl Shared {
     /// The entry of `key` as of `at`, following the chain of replaced revisions back from its head.
-    fn entry_at(&self, changes: &impl ReadableTable<u64, &'static [u8]>, key: &str, head: Revision, at: Revision) -> anyhow::Result<Option<Entry>> {
+    fn entry_at(
+        &self,
+        changes: &impl ReadableTable<u64, &'static [u8]>,
+        key: &str,
+        head: Revision,
+        at: Revision,
+    ) -> anyhow::Result<Option<Entry>> {
         let mut revision = head;
         while revision != 0 {
             let Some(bytes) = changes.get(revision)? else { return Ok(None) };
@@ -513,11 +511,7 @@ impl Tables<'_> {
 /// Hold the answer back until it is known whether the commit became durable.
 fn answer<T: Send + 'static>(reply: Reply<T>, outcome: Result<T>) -> Finish {
     Box::new(move |durable| {
-        let outcome = if durable {
-            outcome
-        } else {
-            Err(StoreError::unavailable("committing", anyhow::anyhow!("the transaction failed")))
-        };
+        let outcome = if durable { outcome } else { Err(StoreError::unavailable("committing", anyhow::anyhow!("the transaction failed"))) };
         // The caller may have gone (its request was cancelled); the change stands either way.
         if reply.send(outcome).is_err() {
             tracing::trace!("nobody waits for this write any more");

@@ -26,11 +26,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     });
     roles.synced().await;
     let client = context.client.clone();
-    context.run(NAME, queue, move |key| {
-        let (client, roles) = (client.clone(), roles.clone());
-        async move { sync(&client, &roles, &key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let (client, roles) = (client.clone(), roles.clone());
+            async move { sync(&client, &roles, &key).await }
+        })
+        .await
 }
 
 async fn sync(client: &kube::Client, roles: &Informer<ClusterRole>, key: &Key) -> anyhow::Result<Next> {
@@ -49,9 +50,8 @@ fn plan(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec<PolicyRule>>
     let mut rules: Vec<PolicyRule> = Vec::new();
     for selector in selectors.iter().filter_map(|selector| LabelSelector::from_k8s(Some(selector)).ok()) {
         // The informer lists by name, so the result is stable.
-        let selected = all.iter().filter(|other| {
-            meta::name(&***other) != meta::name(role) && selector.matches_opt(other.metadata.labels.as_ref())
-        });
+        let selected =
+            all.iter().filter(|other| meta::name(&***other) != meta::name(role) && selector.matches_opt(other.metadata.labels.as_ref()));
         for rule in selected.flat_map(|other| other.rules.iter().flatten()) {
             if !rules.contains(rule) {
                 rules.push(rule.clone());

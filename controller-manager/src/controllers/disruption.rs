@@ -66,11 +66,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.replica_sets.synced().await;
     this.stateful_sets.synced().await;
     this.replication_controllers.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 fn selector(budget: &PodDisruptionBudget) -> LabelSelector {
@@ -104,21 +105,22 @@ impl Controller {
     fn scale(&self, members: &[Arc<Pod>]) -> Result<i32, String> {
         let mut wanted: BTreeMap<String, i32> = BTreeMap::new();
         for pod in members {
-            let owner = meta::controller_of(&pod.metadata)
-                .ok_or_else(|| format!("found no controller ref for pod {:?}", meta::name(&**pod)))?;
+            let owner =
+                meta::controller_of(&pod.metadata).ok_or_else(|| format!("found no controller ref for pod {:?}", meta::name(&**pod)))?;
             let key = Key::new(meta::namespace(&**pod), owner.name.as_str());
             let found = match owner.kind.as_str() {
                 "ReplicaSet" => self.replica_sets.get(&key).map(|rs| self.scale_of(&rs)),
-                "StatefulSet" => self.stateful_sets.get(&key).map(|set| {
-                    (meta::uid(&*set).to_owned(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
-                }),
-                "ReplicationController" => self.replication_controllers.get(&key).map(|rc| {
-                    (meta::uid(&*rc).to_owned(), rc.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))
-                }),
+                "StatefulSet" => self
+                    .stateful_sets
+                    .get(&key)
+                    .map(|set| (meta::uid(&*set).to_owned(), set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))),
+                "ReplicationController" => self
+                    .replication_controllers
+                    .get(&key)
+                    .map(|rc| (meta::uid(&*rc).to_owned(), rc.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1))),
                 _ => None,
             };
-            let (uid, replicas) =
-                found.ok_or_else(|| format!("found no controllers for pod {:?}", meta::name(&**pod)))?;
+            let (uid, replicas) = found.ok_or_else(|| format!("found no controllers for pod {:?}", meta::name(&**pod)))?;
             wanted.insert(uid, replicas);
         }
         Ok(wanted.values().sum())
@@ -143,9 +145,7 @@ fn plan(
 ) -> (PodDisruptionBudgetStatus, Option<Timestamp>) {
     let before = budget.status.clone().unwrap_or_default();
     let (disrupted, again) = disrupted(before.disrupted_pods.unwrap_or_default(), members, now);
-    let healthy = |pod: &&Arc<Pod>| {
-        pods::is_ready(pod) && !meta::is_deleting(&***pod) && !disrupted.contains_key(meta::name(&***pod))
-    };
+    let healthy = |pod: &&Arc<Pod>| pods::is_ready(pod) && !meta::is_deleting(&***pod) && !disrupted.contains_key(meta::name(&***pod));
     let current = i32::try_from(members.iter().filter(healthy).count()).unwrap_or(i32::MAX);
     let count = i32::try_from(members.len()).unwrap_or(i32::MAX);
     let outcome = expected(budget, count, scale);

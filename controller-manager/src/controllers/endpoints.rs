@@ -42,11 +42,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.services.synced().await;
     this.pods.synced().await;
     this.endpoints.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 impl Controller {
@@ -104,10 +105,7 @@ fn plan(service: &Service, members: &[Arc<Pod>], current: Option<&Endpoints>) ->
         });
     }
     let subsets: Vec<EndpointSubset> = groups.into_iter().map(|(ports, subset)| finish(ports, subset)).collect();
-    Endpoints {
-        metadata: metadata(service, current, count > CAPACITY),
-        subsets: Some(subsets).filter(|subsets| !subsets.is_empty()),
-    }
+    Endpoints { metadata: metadata(service, current, count > CAPACITY), subsets: Some(subsets).filter(|subsets| !subsets.is_empty()) }
 }
 
 fn finish(ports: Vec<Port>, mut subset: EndpointSubset) -> EndpointSubset {

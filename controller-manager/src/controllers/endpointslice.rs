@@ -66,11 +66,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.pods.synced().await;
     this.nodes.synced().await;
     this.slices.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// The Service of a slice that is ours.
@@ -164,12 +165,7 @@ struct Plan {
 /// What makes slices comparable: address family and ports.
 type Group = (String, Vec<Port>);
 
-fn plan(
-    service: &Service,
-    members: &[Arc<Pod>],
-    existing: &[Arc<EndpointSlice>],
-    zone: &dyn Fn(&str) -> Option<String>,
-) -> Plan {
+fn plan(service: &Service, members: &[Arc<Pod>], existing: &[Arc<EndpointSlice>], zone: &dyn Fn(&str) -> Option<String>) -> Plan {
     let mut wanted: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
     for family in families(service) {
         for pod in members {
@@ -268,14 +264,13 @@ fn endpoint(service: &Service, pod: &Pod, family: &str, zone: &dyn Fn(&str) -> O
     let zone = node.as_deref().and_then(zone);
     let ready = endpoints::publishes_not_ready(service) || (serving && !terminating);
     let close = service.spec.as_ref().and_then(|spec| spec.traffic_distribution.as_deref()) == Some("PreferClose");
-    let hints = zone.clone().filter(|_| close && ready).map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), ..EndpointHints::default() });
+    let hints = zone
+        .clone()
+        .filter(|_| close && ready)
+        .map(|name| EndpointHints { for_zones: Some(vec![ForZone { name }]), ..EndpointHints::default() });
     Some(Endpoint {
         addresses: vec![address.to_string()],
-        conditions: Some(EndpointConditions {
-            ready: Some(ready),
-            serving: Some(serving),
-            terminating: Some(terminating),
-        }),
+        conditions: Some(EndpointConditions { ready: Some(ready), serving: Some(serving), terminating: Some(terminating) }),
         hostname: endpoints::hostname(service, pod),
         zone,
         hints,
@@ -383,7 +378,8 @@ mod tests {
             pods.push(Arc::new(pod));
         }
         let plan = plan(&service, &pods, &[], &|_| None);
-        let mut found: Vec<_> = plan.create.iter().map(|slice| (slice.ports.as_ref().unwrap()[0].port.unwrap(), slice.endpoints.len())).collect();
+        let mut found: Vec<_> =
+            plan.create.iter().map(|slice| (slice.ports.as_ref().unwrap()[0].port.unwrap(), slice.endpoints.len())).collect();
         found.sort_unstable();
         assert_eq!(found, [(8080, 2), (8081, 1)]);
     }

@@ -56,11 +56,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.services.synced().await;
     this.endpoints.synced().await;
     this.slices.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 fn is_mirrored(endpoints: &Endpoints) -> bool {

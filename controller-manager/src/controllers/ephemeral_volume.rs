@@ -30,23 +30,24 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     claims.synced().await;
     pods.synced().await;
     let client = context.client.clone();
-    context.run(NAME, queue, move |key: Key| {
-        let (client, claims, recorder, pod) = (client.clone(), claims.clone(), recorder.clone(), pods.get(&key));
-        async move {
-            let Some(pod) = pod.filter(|pod| pods::is_active(pod)) else { return Ok(Next::Done) };
-            for volume in ephemeral(&pod) {
-                let wanted = claim(&pod, volume);
-                let there = claims.get(&meta::key(&wanted));
-                if let Err(error) = ensure(&client, &pod, &wanted, there.as_deref()).await {
-                    let text = format!("ephemeral volume {}: {error}", volume.name);
-                    recorder.warning(&meta::reference(&*pod), "FailedBinding", text);
-                    return Err(error);
+    context
+        .run(NAME, queue, move |key: Key| {
+            let (client, claims, recorder, pod) = (client.clone(), claims.clone(), recorder.clone(), pods.get(&key));
+            async move {
+                let Some(pod) = pod.filter(|pod| pods::is_active(pod)) else { return Ok(Next::Done) };
+                for volume in ephemeral(&pod) {
+                    let wanted = claim(&pod, volume);
+                    let there = claims.get(&meta::key(&wanted));
+                    if let Err(error) = ensure(&client, &pod, &wanted, there.as_deref()).await {
+                        let text = format!("ephemeral volume {}: {error}", volume.name);
+                        recorder.warning(&meta::reference(&*pod), "FailedBinding", text);
+                        return Err(error);
+                    }
                 }
+                Ok(Next::Done)
             }
-            Ok(Next::Done)
-        }
-    })
-    .await
+        })
+        .await
 }
 
 fn ephemeral(pod: &Pod) -> impl Iterator<Item = &Volume> {
@@ -71,7 +72,12 @@ fn claim(pod: &Pod, volume: &Volume) -> PersistentVolumeClaim {
     }
 }
 
-async fn ensure(client: &kube::Client, pod: &Pod, wanted: &PersistentVolumeClaim, there: Option<&PersistentVolumeClaim>) -> anyhow::Result<()> {
+async fn ensure(
+    client: &kube::Client,
+    pod: &Pod,
+    wanted: &PersistentVolumeClaim,
+    there: Option<&PersistentVolumeClaim>,
+) -> anyhow::Result<()> {
     match there {
         Some(claim) if meta::is_controlled_by(claim, meta::uid(pod)) => Ok(()),
         Some(claim) => Err(anyhow!("PVC {:?} (uid: {:?}) was not created for the pod", meta::key(claim).to_string(), meta::uid(claim))),

@@ -86,11 +86,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.services.synced().await;
     this.nodes.synced().await;
     this.slices.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 fn subscribe(this: &Arc<Controller>, queue: &WorkQueue<Key>) {
@@ -125,7 +126,8 @@ fn subscribe(this: &Arc<Controller>, queue: &WorkQueue<Key>) {
 
 fn is_ours(service: &Service) -> bool {
     let spec = service.spec.as_ref();
-    spec.is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none()) && !meta::is_deleting(service)
+    spec.is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none())
+        && !meta::is_deleting(service)
 }
 
 /// The address of a node that may take traffic from outside.
@@ -170,7 +172,11 @@ impl Controller {
         let addresses = match wanted {
             Ok(addresses) => addresses,
             Err(why) => {
-                self.recorder.warning(&about, "SyncLoadBalancerFailed", format!("Error syncing load balancer: failed to ensure load balancer: {why}"));
+                self.recorder.warning(
+                    &about,
+                    "SyncLoadBalancerFailed",
+                    format!("Error syncing load balancer: failed to ensure load balancer: {why}"),
+                );
                 Vec::new()
             }
         };
@@ -183,7 +189,9 @@ impl Controller {
         self.write(key, &addresses).await?;
         match (has.is_empty(), addresses.is_empty()) {
             (true, false) => self.recorder.normal(&about, "EnsuredLoadBalancer", "Ensured load balancer"),
-            (false, false) if has != addresses => self.recorder.normal(&about, "UpdatedLoadBalancer", "Updated load balancer with new hosts"),
+            (false, false) if has != addresses => {
+                self.recorder.normal(&about, "UpdatedLoadBalancer", "Updated load balancer with new hosts")
+            }
             _ => {}
         }
         given.insert(key.clone(), addresses);
@@ -274,7 +282,8 @@ mod tests {
         let ports = vec![ServicePort { port, ..ServicePort::default() }];
         service.spec = Some(ServiceSpec { type_: Some("LoadBalancer".into()), ports: Some(ports), ..ServiceSpec::default() });
         let ingress = addresses.iter().map(|ip| LoadBalancerIngress { ip: Some((*ip).into()), ..LoadBalancerIngress::default() }).collect();
-        service.status = Some(ServiceStatus { load_balancer: Some(LoadBalancerStatus { ingress: Some(ingress) }), ..ServiceStatus::default() });
+        service.status =
+            Some(ServiceStatus { load_balancer: Some(LoadBalancerStatus { ingress: Some(ingress) }), ..ServiceStatus::default() });
         service
     }
 
@@ -316,7 +325,10 @@ mod tests {
         let nodes = || [ip("10.0.0.3"), ip("10.0.0.2")].into_iter();
         let web = service("web", 80, &["10.0.0.2", "10.0.0.3"]);
         assert_eq!(from_nodes(&service("api", 81, &[]), nodes(), &[holder(&web)]), Ok(vec![ip("10.0.0.2"), ip("10.0.0.3")]));
-        assert_eq!(from_nodes(&service("api", 80, &[]), nodes(), &[holder(&web)]), Err("port 80/TCP of the nodes is in use by default/web".into()));
+        assert_eq!(
+            from_nodes(&service("api", 80, &[]), nodes(), &[holder(&web)]),
+            Err("port 80/TCP of the nodes is in use by default/web".into())
+        );
         let waiting = service("web", 80, &[]);
         assert!(from_nodes(&service("api", 80, &[]), nodes(), &[holder(&waiting)]).is_ok(), "who has nothing is in nobody's way");
     }

@@ -48,11 +48,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
         }
     });
     this.namespaces.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// What was found and could not be done.
@@ -124,11 +125,7 @@ impl Controller {
     }
 
     /// Deletes all objects of one kind and gives those that are still there.
-    async fn empty_of(
-        &self,
-        namespace: &str,
-        resource: &Resource,
-    ) -> kube::Result<Vec<kube::core::PartialObjectMeta<DynamicObject>>> {
+    async fn empty_of(&self, namespace: &str, resource: &Resource) -> kube::Result<Vec<kube::core::PartialObjectMeta<DynamicObject>>> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource.api);
         let list = ListParams::default();
         if api.list_metadata(&list).await?.items.is_empty() {
@@ -168,20 +165,13 @@ fn status(mut status: NamespaceStatus, found: &Found, now: Timestamp) -> Namespa
         found.discovery_error.as_ref().map(|text| ("DiscoveryFailed", text.clone())),
         ("ResourcesDiscovered", "All resources successfully discovered"),
     );
-    set(
-        "NamespaceDeletionGroupVersionParsingFailure",
-        None,
-        ("ParsedGroupVersions", "All legacy kube types successfully parsed"),
-    );
+    set("NamespaceDeletionGroupVersionParsingFailure", None, ("ParsedGroupVersions", "All legacy kube types successfully parsed"));
     let failed = (!found.delete_errors.is_empty()).then(|| {
-        let text = format!("Failed to delete all resource types, {} remaining: {}", found.delete_errors.len(), found.delete_errors.join(", "));
+        let text =
+            format!("Failed to delete all resource types, {} remaining: {}", found.delete_errors.len(), found.delete_errors.join(", "));
         ("ContentDeletionFailed", text)
     });
-    set(
-        "NamespaceDeletionContentFailure",
-        failed,
-        ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
-    );
+    set("NamespaceDeletionContentFailure", failed, ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"));
     let remaining = list(&found.remaining, |kind, count| format!("{kind} has {count} resource instances"));
     set(
         "NamespaceContentRemaining",

@@ -49,11 +49,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     });
     watch::itself(&this.nodes, &queue);
     this.nodes.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 impl Controller {
@@ -105,9 +106,7 @@ fn cidrs(node: &Node) -> Vec<IpNet> {
 /// The first part of `range` that overlaps nothing taken or reserved.
 fn free(range: IpNet, prefix: u8, taken: &HashSet<IpNet>, reserved: &[IpNet]) -> Option<IpNet> {
     let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
-    range.subnets(prefix).ok()?.find(|part| {
-        !taken.contains(part) && !taken.iter().chain(reserved).any(|other| overlaps(part, other))
-    })
+    range.subnets(prefix).ok()?.find(|part| !taken.contains(part) && !taken.iter().chain(reserved).any(|other| overlaps(part, other)))
 }
 
 #[cfg(test)]

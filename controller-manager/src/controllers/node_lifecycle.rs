@@ -74,11 +74,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.nodes.synced().await;
     this.leases.synced().await;
     this.pods.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 pub fn index_pods(pods: &Informer<Pod>) {

@@ -70,11 +70,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.nodes.synced().await;
     watch_all(&this, &queue);
     this.pods.synced().await;
-    context.run(NAME, queue, move |work| {
-        let this = this.clone();
-        async move { this.sync(&work).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |work| {
+            let this = this.clone();
+            async move { this.sync(&work).await }
+        })
+        .await
 }
 
 fn watch_all(this: &Controller, queue: &WorkQueue<Work>) {

@@ -62,11 +62,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     on_new_spec(&context.informers.of::<PersistentVolumeClaim>(), wake, |old, new| old.spec == new.spec && old.status == new.status);
     quotas.synced().await;
     let this = Arc::new(Controller { client: context.client.clone(), quotas, seen: Mutex::default(), resources: Mutex::default() });
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// Queues the quotas of a namespace that count the resource of the cause.
@@ -118,7 +119,8 @@ impl Controller {
 
     /// The resources that the names of a quota count; the API server is asked again when a name is of none of those known.
     async fn countable(&self, hard: &Amounts) -> kube::Result<Vec<Resource>> {
-        let counts = |resource: &Resource, name: &str| resource.namespaced && Evaluator { resource: &group_resource(resource) }.counts(name);
+        let counts =
+            |resource: &Resource, name: &str| resource.namespaced && Evaluator { resource: &group_resource(resource) }.counts(name);
         let all_known = hard.keys().all(|name| self.resources.lock().iter().any(|resource| counts(resource, name)));
         if !all_known {
             let found = discovery::resources(&self.client).await?;
@@ -179,7 +181,8 @@ fn plan(quota: &ResourceQuota, hard: &Amounts, counted: Amounts) -> Option<Resou
     let status = quota.status.clone().unwrap_or_default();
     let words = |amounts: Amounts| -> BTreeMap<_, _> { amounts.into_iter().map(|(name, amount)| (name, amount.to_k8s())).collect() };
     // What nobody here can count keeps the number it has.
-    let mut used: BTreeMap<_, _> = status.used.clone().unwrap_or_default().into_iter().filter(|(name, _)| hard.contains_key(name)).collect();
+    let mut used: BTreeMap<_, _> =
+        status.used.clone().unwrap_or_default().into_iter().filter(|(name, _)| hard.contains_key(name)).collect();
     used.extend(words(counted));
     let limits = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
     if status.used.as_ref() == Some(&used) && status.hard.as_ref() == Some(&limits) {
@@ -207,7 +210,10 @@ mod tests {
         let counted = Amounts::from([("pods".to_owned(), Quantity::from_value(2))]);
         let updated = plan(&quota, &hard, counted.clone()).unwrap();
         let status = serde_json::to_value(&updated.status).unwrap();
-        assert_eq!(status, json!({"hard": {"pods": "4", "count/foos.example.com": "1"}, "used": {"pods": "2", "count/foos.example.com": "1"}}));
+        assert_eq!(
+            status,
+            json!({"hard": {"pods": "4", "count/foos.example.com": "1"}, "used": {"pods": "2", "count/foos.example.com": "1"}})
+        );
         assert!(plan(&updated, &hard, counted).is_none());
     }
 }

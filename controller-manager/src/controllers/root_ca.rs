@@ -27,7 +27,8 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     let ca = tokio::fs::read_to_string(&path).await.with_context(|| format!("cannot read {}", path.display()))?;
     // Its own ConfigMaps alone: those of everybody else would fill the memory for nothing.
     let own = format!("metadata.name={CONFIG_MAP}");
-    let (client, config_maps) = (context.client.clone(), Informer::<ConfigMap>::with_fields(context.client.clone(), context.token.clone(), &own));
+    let (client, config_maps) =
+        (context.client.clone(), Informer::<ConfigMap>::with_fields(context.client.clone(), context.token.clone(), &own));
     config_maps.synced().await;
     let name = "root-ca-certificate-publisher-controller";
     per_namespace::run(&context, name, &config_maps.clone(), CONFIG_MAP, move |namespace: Arc<Namespace>| {
@@ -48,11 +49,7 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
 
 fn plan(namespace: &str, ca: &str, current: Option<&ConfigMap>) -> ConfigMap {
     let mut wanted = current.cloned().unwrap_or_else(|| ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(CONFIG_MAP.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(CONFIG_MAP.to_owned()), namespace: Some(namespace.to_owned()), ..ObjectMeta::default() },
         ..ConfigMap::default()
     });
     let annotations = wanted.metadata.annotations.get_or_insert_default();

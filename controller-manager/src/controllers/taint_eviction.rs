@@ -45,11 +45,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     watch_nodes(&this, &queue);
     this.nodes.synced().await;
     this.pods.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// A pod matters when it comes to a node or its tolerations change.

@@ -22,11 +22,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     watch::itself(&jobs, &queue);
     jobs.synced().await;
     let client = context.client.clone();
-    context.run(NAME, queue, move |key| {
-        let (client, jobs) = (client.clone(), jobs.clone());
-        async move { sync(&client, &jobs, &key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let (client, jobs) = (client.clone(), jobs.clone());
+            async move { sync(&client, &jobs, &key).await }
+        })
+        .await
 }
 
 async fn sync(client: &kube::Client, jobs: &Informer<Job>, key: &Key) -> anyhow::Result<Next> {
@@ -40,8 +41,7 @@ async fn sync(client: &kube::Client, jobs: &Informer<Job>, key: &Key) -> anyhow:
     // The TTL may just have been raised: decide on the newest Job.
     let fresh = write::get::<Job>(client, key).await?.filter(|fresh| meta::uid(fresh) == meta::uid(&*job));
     if fresh.as_ref().and_then(expires).is_some_and(|at| at <= now) {
-        let params =
-            DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..write::only(meta::uid(&*job)) };
+        let params = DeleteParams { propagation_policy: Some(PropagationPolicy::Foreground), ..write::only(meta::uid(&*job)) };
         write::unless_gone(write::delete::<Job>(client, key, &params).await)?;
     }
     Ok(Next::Done)

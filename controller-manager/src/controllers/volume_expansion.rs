@@ -24,24 +24,25 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     claims.synced().await;
     volumes.synced().await;
     let client = context.client.clone();
-    context.run(NAME, queue, move |key: Key| {
-        let (client, recorder, claim) = (client.clone(), recorder.clone(), claims.get(&key));
-        let volume = claim.as_ref().and_then(|claim| volumes.get(&Key::cluster(volume::volume_name(claim))));
-        async move {
-            let (Some(claim), Some(volume)) = (claim, volume) else { return Ok(Next::Done) };
-            let about = meta::reference(&*claim);
-            match plan(&claim, &volume) {
-                Plan::Nothing => {}
-                Plan::External => recorder.normal(&about, "ExternalExpanding", "waiting for an external controller to expand this PVC"),
-                Plan::Grow(size) => {
-                    grow(&client, &claim, &volume, &size).await?;
-                    recorder.normal(&about, "VolumeResizeSuccessful", format!("ExpandVolume succeeded for volume {key}"));
+    context
+        .run(NAME, queue, move |key: Key| {
+            let (client, recorder, claim) = (client.clone(), recorder.clone(), claims.get(&key));
+            let volume = claim.as_ref().and_then(|claim| volumes.get(&Key::cluster(volume::volume_name(claim))));
+            async move {
+                let (Some(claim), Some(volume)) = (claim, volume) else { return Ok(Next::Done) };
+                let about = meta::reference(&*claim);
+                match plan(&claim, &volume) {
+                    Plan::Nothing => {}
+                    Plan::External => recorder.normal(&about, "ExternalExpanding", "waiting for an external controller to expand this PVC"),
+                    Plan::Grow(size) => {
+                        grow(&client, &claim, &volume, &size).await?;
+                        recorder.normal(&about, "VolumeResizeSuccessful", format!("ExpandVolume succeeded for volume {key}"));
+                    }
                 }
+                Ok(Next::Done)
             }
-            Ok(Next::Done)
-        }
-    })
-    .await
+        })
+        .await
 }
 
 #[derive(Debug, PartialEq)]

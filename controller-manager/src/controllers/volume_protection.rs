@@ -35,17 +35,18 @@ pub async fn run_claims(context: Arc<Context>) -> anyhow::Result<()> {
     claims.synced().await;
     pods.synced().await;
     let client = context.client.clone();
-    context.run("persistentvolumeclaim-protection-controller", queue, move |key| {
-        let (client, claim) = (client.clone(), claims.get(&key));
-        let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| keeps(pod));
-        async move {
-            // The cache may be late, and data depends on the answer.
-            let ends = claim.as_ref().is_some_and(|claim| meta::is_deleting(&**claim));
-            let used = used || (ends && is_used(&client, &key).await?);
-            protect(&client, claim, CLAIM, used).await
-        }
-    })
-    .await
+    context
+        .run("persistentvolumeclaim-protection-controller", queue, move |key| {
+            let (client, claim) = (client.clone(), claims.get(&key));
+            let used = pods.by(BY_CLAIM, &key.to_string()).iter().any(|pod| keeps(pod));
+            async move {
+                // The cache may be late, and data depends on the answer.
+                let ends = claim.as_ref().is_some_and(|claim| meta::is_deleting(&**claim));
+                let used = used || (ends && is_used(&client, &key).await?);
+                protect(&client, claim, CLAIM, used).await
+            }
+        })
+        .await
 }
 
 /// A pod that has no node has mounted nothing, and no kubelet mounts a claim that is being deleted.
@@ -84,14 +85,15 @@ pub async fn run_volumes(context: Arc<Context>) -> anyhow::Result<()> {
     watch::itself(&volumes, &queue);
     volumes.synced().await;
     let client = context.client.clone();
-    context.run("persistentvolume-protection-controller", queue, move |key| {
-        let (client, volume) = (client.clone(), volumes.get(&key));
-        async move {
-            let phase = volume.as_ref().and_then(|volume| volume.status.as_ref()?.phase.clone());
-            protect(&client, volume, VOLUME, phase.as_deref() == Some("Bound")).await
-        }
-    })
-    .await
+    context
+        .run("persistentvolume-protection-controller", queue, move |key| {
+            let (client, volume) = (client.clone(), volumes.get(&key));
+            async move {
+                let phase = volume.as_ref().and_then(|volume| volume.status.as_ref()?.phase.clone());
+                protect(&client, volume, VOLUME, phase.as_deref() == Some("Bound")).await
+            }
+        })
+        .await
 }
 
 #[derive(Debug, PartialEq, Eq)]

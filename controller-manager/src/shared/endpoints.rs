@@ -39,9 +39,8 @@ pub fn publishes_not_ready(service: &Service) -> bool {
 /// The pods that may be endpoints: alive, with an address.
 pub fn members(service: &Service, all: &Informer<Pod>) -> Vec<Arc<Pod>> {
     let Some(selector) = selector(service) else { return Vec::new() };
-    let is_member = |pod: &Arc<Pod>| {
-        selector.matches_opt(pod.metadata.labels.as_ref()) && !pods::is_finished(pod) && !addresses(pod).is_empty()
-    };
+    let is_member =
+        |pod: &Arc<Pod>| selector.matches_opt(pod.metadata.labels.as_ref()) && !pods::is_finished(pod) && !addresses(pod).is_empty();
     all.in_namespace(meta::namespace(service)).into_iter().filter(is_member).collect()
 }
 

@@ -34,9 +34,7 @@ impl Expectations {
 
     fn satisfied_at(&self, key: &Key, now: Instant) -> bool {
         let open = self.open.lock();
-        open.get(key).is_none_or(|entry| {
-            (entry.creations == 0 && entry.deletions.is_empty()) || now.duration_since(entry.since) > TIMEOUT
-        })
+        open.get(key).is_none_or(|entry| (entry.creations == 0 && entry.deletions.is_empty()) || now.duration_since(entry.since) > TIMEOUT)
     }
 
     /// Call before the writes; replaces what was expected before.

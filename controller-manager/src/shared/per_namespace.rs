@@ -35,16 +35,17 @@ where
     });
     namespaces.synced().await;
     let sync = Arc::new(sync);
-    context.run(controller, queue, move |key| {
-        let (sync, namespace) = (sync.clone(), namespaces.get(&key));
-        async move {
-            match namespace.filter(|namespace| !meta::is_deleting(&**namespace)) {
-                Some(namespace) => sync(namespace).await,
-                None => Ok(Next::Done),
+    context
+        .run(controller, queue, move |key| {
+            let (sync, namespace) = (sync.clone(), namespaces.get(&key));
+            async move {
+                match namespace.filter(|namespace| !meta::is_deleting(&**namespace)) {
+                    Some(namespace) => sync(namespace).await,
+                    None => Ok(Next::Done),
+                }
             }
-        }
-    })
-    .await
+        })
+        .await
 }
 
 /// A namespace that began to go away meanwhile needs nothing.

@@ -60,11 +60,7 @@ pub fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
 }
 
 /// The next moment at which one of these pods becomes available by the mere passing of time.
-pub fn next_available<'a>(
-    pods: impl IntoIterator<Item = &'a Arc<Pod>>,
-    min_ready_seconds: i32,
-    now: Timestamp,
-) -> Option<Timestamp> {
+pub fn next_available<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>, min_ready_seconds: i32, now: Timestamp) -> Option<Timestamp> {
     pods.into_iter().filter_map(|pod| available_at(pod, min_ready_seconds)).filter(|at| *at > now).min()
 }
 

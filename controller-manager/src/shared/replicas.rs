@@ -127,11 +127,12 @@ pub async fn run<O: Replicated>(context: Arc<Context>, name: &'static str) -> an
     this.owners.synced().await;
     this.pods.synced().await;
     let this = Arc::new(this);
-    context.run(name, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(name, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// What to do about the number of pods.
@@ -163,8 +164,7 @@ impl<O: Replicated> Replicas<O> {
         let Some(selector) = owner.selector() else { return Ok(Next::Done) };
         let satisfied = self.books.satisfied(key);
         let candidates = watch::candidates(&self.pods, &*owner);
-        let claimed =
-            claim::claim(&self.control.client, &*owner, &selector, candidates, pods::is_active).await?;
+        let claimed = claim::claim(&self.control.client, &*owner, &selector, candidates, pods::is_active).await?;
         let active: Vec<Arc<Pod>> = claimed.into_iter().filter(|pod| pods::is_active(pod)).collect();
         let now = Timestamp::now();
         let managed = match satisfied && !meta::is_deleting(&*owner) {
@@ -215,12 +215,7 @@ impl<O: Replicated> Replicas<O> {
     }
 }
 
-fn status_of<O: Replicated>(
-    owner: &O,
-    active: &[Arc<Pod>],
-    failure: Option<&kube::Error>,
-    now: Timestamp,
-) -> Status<O::Condition> {
+fn status_of<O: Replicated>(owner: &O, active: &[Arc<Pod>], failure: Option<&kube::Error>, now: Timestamp) -> Status<O::Condition> {
     let template_labels = owner.template().metadata.and_then(|meta| meta.labels).unwrap_or_default();
     let fully_labeled = |pod: &&Arc<Pod>| has_all(pod.metadata.labels.as_ref(), &template_labels);
     let count = |test: &dyn Fn(&&Arc<Pod>) -> bool| i32::try_from(active.iter().filter(test).count()).unwrap_or(i32::MAX);

@@ -36,11 +36,8 @@ pub fn wanted(node: &Node, evict: bool, now: Timestamp) -> Vec<Taint> {
     let all = node.status.as_ref().map(|status| &status.conditions);
     let is = |type_: &str, value: &str| all.and_then(|all| conditions::find(all, type_)).is_some_and(|c| c.status == value);
     let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
-    let mut due: Vec<(&str, &str)> = BY_CONDITION
-        .iter()
-        .filter(|(condition, value, _)| is(condition, value))
-        .map(|(_, _, taint)| (*taint, NO_SCHEDULE))
-        .collect();
+    let mut due: Vec<(&str, &str)> =
+        BY_CONDITION.iter().filter(|(condition, value, _)| is(condition, value)).map(|(_, _, taint)| (*taint, NO_SCHEDULE)).collect();
     if unschedulable {
         due.push((UNSCHEDULABLE, NO_SCHEDULE));
     }
@@ -100,9 +97,7 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
     match toleration.operator.as_deref().unwrap_or("Equal") {
         "Exists" => true,
-        "Equal" | "" => {
-            !key.is_empty() && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
-        }
+        "Equal" | "" => !key.is_empty() && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default(),
         _ => false,
     }
 }

@@ -55,18 +55,14 @@ fn key_of<K: Object>(object: &K) -> Key {
 }
 
 pub async fn create<K: Object>(client: &Client, object: &K) -> Result<K> {
-    let request = request::<K>(&key_of(object).namespace)
-        .create(&PostParams::default(), body(object)?)
-        .map_err(Error::BuildRequest)?;
+    let request = request::<K>(&key_of(object).namespace).create(&PostParams::default(), body(object)?).map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
 /// PUT: the object's resourceVersion makes it conditional.
 pub async fn update<K: Object>(client: &Client, object: &K) -> Result<K> {
     let key = key_of(object);
-    let request = request::<K>(&key.namespace)
-        .replace(&key.name, &PostParams::default(), body(object)?)
-        .map_err(Error::BuildRequest)?;
+    let request = request::<K>(&key.namespace).replace(&key.name, &PostParams::default(), body(object)?).map_err(Error::BuildRequest)?;
     client.request(request).await
 }
 
@@ -84,8 +80,7 @@ pub async fn update_subresource<K: Object>(client: &Client, subresource: &str, o
 
 /// The object as the API server has it now, past the informers' cache.
 pub async fn get<K: Object>(client: &Client, key: &Key) -> Result<Option<K>> {
-    let request =
-        request::<K>(&key.namespace).get(&key.name, &GetParams::default()).map_err(Error::BuildRequest)?;
+    let request = request::<K>(&key.namespace).get(&key.name, &GetParams::default()).map_err(Error::BuildRequest)?;
     match client.request(request).await {
         Ok(object) => Ok(Some(object)),
         Err(error) if is_not_found(&error) => Ok(None),
@@ -123,10 +118,7 @@ pub async fn delete<K: Object>(client: &Client, key: &Key, params: &DeleteParams
 
 /// Deletes this very object, not a namesake that replaced it.
 pub fn only(uid: &str) -> DeleteParams {
-    DeleteParams {
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
-        ..DeleteParams::default()
-    }
+    DeleteParams { preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }), ..DeleteParams::default() }
 }
 
 /// For deletes and patches of what may be gone already.
@@ -152,10 +144,7 @@ pub fn is_invalid(error: &Error) -> bool {
 /// The namespace is being deleted: nothing new can be made in it, and nobody should be told.
 pub fn is_namespace_terminating(error: &Error) -> bool {
     let Error::Api(status) = error else { return false };
-    status
-        .details
-        .as_ref()
-        .is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
+    status.details.as_ref().is_some_and(|details| details.causes.iter().any(|cause| cause.reason == "NamespaceTerminating"))
 }
 
 /// The server's words alone, as upstream prints an API error in events and conditions.

@@ -42,9 +42,16 @@ pub fn plan(cluster: &Cluster, machine: &Machine, resolv_conf: &str, resource_ca
 /// Writes the planned files, the certificates and the empty folders.
 pub fn write(cluster: &Cluster, machine: &Machine) -> Result<()> {
     let dir = cluster.machine_dir(machine);
-    for folder in
-        ["etc/cni/net.d", "etc/kubernetes/pki/etcd", "overlay", "log/coracle", "lib/containerd", "lib/kubelet", "lib/cni", "lib/coracle/images"]
-    {
+    for folder in [
+        "etc/cni/net.d",
+        "etc/kubernetes/pki/etcd",
+        "overlay",
+        "log/coracle",
+        "lib/containerd",
+        "lib/kubelet",
+        "lib/cni",
+        "lib/coracle/images",
+    ] {
         fs::create_dir_all(dir.join(folder)).with_context(|| format!("make {folder} of {}", machine.name))?;
     }
     fs::create_dir_all(cluster.image_dir())?;

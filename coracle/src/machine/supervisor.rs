@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::control::{Answer, Program, ProcessReport, Request, State};
+use super::control::{Answer, ProcessReport, Program, Request, State};
 
 /// Bytes a log may grow to before it is rotated.
 const LOG_LIMIT: u64 = 16 << 20;

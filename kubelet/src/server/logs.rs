@@ -64,7 +64,12 @@ pub async fn logs(kubelet: &Arc<Kubelet>, pod: &Arc<Pod>, container: &str, query
 }
 
 /// The run before the current one; of a container that waits to run again, that is the one that ended last.
-fn previous<'a>(pod: &Pod, container: &str, latest: &'a Arc<Instance>, before: Option<&'a Arc<Instance>>) -> Result<&'a Arc<Instance>, Refusal> {
+fn previous<'a>(
+    pod: &Pod,
+    container: &str,
+    latest: &'a Arc<Instance>,
+    before: Option<&'a Arc<Instance>>,
+) -> Result<&'a Arc<Instance>, Refusal> {
     let waiting = status(pod, container).and_then(|s| s.state.as_ref()).is_some_and(|s| s.waiting.is_some());
     let found = if waiting && latest.state == State::Exited { Some(latest) } else { before };
     found.ok_or_else(|| (400, format!("previous terminated container {container:?} in pod {:?} not found", pod.name())))

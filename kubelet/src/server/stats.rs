@@ -26,9 +26,11 @@ struct Used {
 
 async fn used(kubelet: &Kubelet) -> Result<Vec<Used>, (u16, String)> {
     let failed = |e: crate::cri::Error| (500, e.to_string());
-    let (stats, containers) = tokio::try_join!(kubelet.cri.container_stats(), kubelet.cri.list_containers(HashMap::new())).map_err(failed)?;
+    let (stats, containers) =
+        tokio::try_join!(kubelet.cri.container_stats(), kubelet.cri.list_containers(HashMap::new())).map_err(failed)?;
     // The runtime reports zeros for containers that have ended.
-    let running: HashSet<String> = containers.into_iter().filter(|c| c.state == ContainerState::ContainerRunning as i32).map(|c| c.id).collect();
+    let running: HashSet<String> =
+        containers.into_iter().filter(|c| c.state == ContainerState::ContainerRunning as i32).map(|c| c.id).collect();
     let alive = |s: &ContainerStats| s.attributes.as_ref().is_some_and(|a| running.contains(&a.id));
     Ok(stats.into_iter().filter(alive).filter_map(of_container).collect())
 }
@@ -48,9 +50,8 @@ fn of_container(stats: ContainerStats) -> Option<Used> {
 
 pub async fn summary(kubelet: &Arc<Kubelet>) -> Answer {
     let now = Timestamp::now().to_string();
-    let usage = |cpu: u64, memory: u64| {
-        (json!({"time": now, "usageCoreNanoSeconds": cpu}), json!({"time": now, "workingSetBytes": memory}))
-    };
+    let usage =
+        |cpu: u64, memory: u64| (json!({"time": now, "usageCoreNanoSeconds": cpu}), json!({"time": now, "workingSetBytes": memory}));
     let mut pods: BTreeMap<String, Vec<Used>> = BTreeMap::new();
     for one in used(kubelet).await? {
         pods.entry(one.uid.clone()).or_default().push(one);
@@ -94,8 +95,18 @@ pub async fn resource_metrics(kubelet: &Arc<Kubelet>) -> Answer {
     }
     let cpu = "Cumulative cpu time consumed in core-seconds";
     let memory = "Current working set in bytes";
-    family("container_cpu_usage_seconds_total", "counter", cpu, used.iter().map(|u| format!("{} {}", labels(u), seconds(u.cpu_nanos))).collect());
-    family("container_memory_working_set_bytes", "gauge", memory, used.iter().map(|u| format!("{} {}", labels(u), u.working_set)).collect());
+    family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        cpu,
+        used.iter().map(|u| format!("{} {}", labels(u), seconds(u.cpu_nanos))).collect(),
+    );
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        memory,
+        used.iter().map(|u| format!("{} {}", labels(u), u.working_set)).collect(),
+    );
     let pod = |(n, p): &(String, String)| format!("{{namespace={n:?},pod={p:?}}}");
     family("pod_cpu_usage_seconds_total", "counter", cpu, pods.iter().map(|(k, v)| format!("{} {}", pod(k), seconds(v.0))).collect());
     family("pod_memory_working_set_bytes", "gauge", memory, pods.iter().map(|(k, v)| format!("{} {}", pod(k), v.1)).collect());

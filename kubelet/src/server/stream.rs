@@ -78,7 +78,8 @@ async fn tunnel(url: &str, mut request: Request<Incoming>) -> Answer {
     let stream = TcpStream::connect(authority.as_str()).await.map_err(|e| failed("connect", &e))?;
     // A failure costs only speed.
     let _best_effort = stream.set_nodelay(true);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed("handshake", &e))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed("handshake", &e))?;
     tokio::spawn(connection.with_upgrades());
 
     let path = uri.path_and_query().map_or("/", |p| p.as_str());

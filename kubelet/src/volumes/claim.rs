@@ -42,7 +42,10 @@ impl VolumePlugin for PersistentClaim {
         let claim = claims.get(&name).await.map_err(|e| failed(format!("failed to fetch PVC from API server: {}", message(&e))))?;
         let bound = bound_volume(&claim, volume.ephemeral.is_some().then(|| pod.uid())).map_err(failed)?;
         let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
-        let found = volumes.get(bound).await.map_err(|e| Error::Unprocessed(format!("failed to fetch PV {bound} from API server: {}", message(&e))))?;
+        let found = volumes
+            .get(bound)
+            .await
+            .map_err(|e| Error::Unprocessed(format!("failed to fetch PV {bound} from API server: {}", message(&e))))?;
         let spec = found.spec.clone().unwrap_or_default();
         belongs(&found, &claim)?;
         check_use(pod, &volume.name, bound, &spec)?;
@@ -98,7 +101,9 @@ fn check_use(pod: &Pod, volume: &str, name: &str, spec: &PersistentVolumeSpec) -
     let as_device = containers.iter().any(|c| c.volume_devices.iter().flatten().any(|d| d.name == volume));
     match (mode(spec.volume_mode.as_deref()), as_device) {
         ("Block", false) => Err(Error::Unprocessed(format!("volume {volume} has volumeMode Block, but is specified in volumeMounts"))),
-        ("Block", true) => Err(Error::Unprocessed(format!("PersistentVolume {name:?} has volumeMode Block, which this kubelet does not support"))),
+        ("Block", true) => {
+            Err(Error::Unprocessed(format!("PersistentVolume {name:?} has volumeMode Block, which this kubelet does not support")))
+        }
         (mode, true) => Err(Error::Unprocessed(format!("volume {volume} has volumeMode {mode}, but is specified in volumeDevices"))),
         (_, false) => Ok(()),
     }
@@ -143,7 +148,8 @@ mod tests {
     #[test]
     fn a_claim_must_be_bound() {
         let check = |meta: Value, spec: Value, phase: &str, owner: Option<&str>| {
-            let claim: PersistentVolumeClaim = serde_json::from_value(json!({"metadata": meta, "spec": spec, "status": {"phase": phase}})).unwrap();
+            let claim: PersistentVolumeClaim =
+                serde_json::from_value(json!({"metadata": meta, "spec": spec, "status": {"phase": phase}})).unwrap();
             bound_volume(&claim, owner).map(str::to_owned)
         };
         let (plain, named) = (json!({}), json!({"volumeName": "v"}));
@@ -151,7 +157,10 @@ mod tests {
         assert_eq!(check(plain.clone(), named.clone(), "Bound", None), Ok("v".into()));
         assert_eq!(check(plain.clone(), named.clone(), "Pending", None), Err("PVC is not bound".into()));
         assert_eq!(check(plain.clone(), plain.clone(), "Bound", None), Err("PVC has empty pvc.Spec.VolumeName".into()));
-        assert_eq!(check(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), named.clone(), "Bound", None), Err("PVC is being deleted".into()));
+        assert_eq!(
+            check(json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}), named.clone(), "Bound", None),
+            Err("PVC is being deleted".into())
+        );
         assert_eq!(check(plain, named.clone(), "Bound", Some("u")), Err("not the ephemeral PVC for the pod".into()));
         assert_eq!(check(owned, named, "Bound", Some("u")), Ok("v".into()));
     }
@@ -161,7 +170,8 @@ mod tests {
         let pod = |container: Value| -> Pod { serde_json::from_value(json!({"spec": {"containers": [container]}})).unwrap() };
         let (mounts, maps) = (json!({"name": "c"}), json!({"name": "c", "volumeDevices": [{"name": "data", "devicePath": "/dev/x"}]}));
         let spec = |mode: &str| PersistentVolumeSpec { volume_mode: Some(mode.into()), ..PersistentVolumeSpec::default() };
-        let check = |container: &Value, mode: &str| check_use(&pod(container.clone()), "data", "pv", &spec(mode)).map_err(|e| e.to_string());
+        let check =
+            |container: &Value, mode: &str| check_use(&pod(container.clone()), "data", "pv", &spec(mode)).map_err(|e| e.to_string());
         assert_eq!(check(&mounts, "Filesystem"), Ok(()));
         assert_eq!(check(&mounts, "Block"), Err("volume data has volumeMode Block, but is specified in volumeMounts".into()));
         assert_eq!(check(&maps, "Filesystem"), Err("volume data has volumeMode Filesystem, but is specified in volumeDevices".into()));

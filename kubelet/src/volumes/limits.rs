@@ -41,7 +41,8 @@ pub fn exceeded(root: &Path, pod: &Pod) -> Option<String> {
 /// Bytes on disk; what vanishes meanwhile counts nothing, and no link is followed.
 fn used(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
-    let inside = if metadata.is_dir() { fs::read_dir(path).into_iter().flatten().flatten().map(|entry| used(&entry.path())).sum() } else { 0 };
+    let inside =
+        if metadata.is_dir() { fs::read_dir(path).into_iter().flatten().flatten().map(|entry| used(&entry.path())).sum() } else { 0 };
     metadata.blocks() * 512 + inside
 }
 

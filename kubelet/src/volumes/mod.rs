@@ -296,7 +296,10 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", volume.join("link")).unwrap();
         let group = std::fs::metadata(&volume).unwrap().gid();
         let pod = |policy: &str| -> Pod {
-            serde_json::from_value(json!({"spec": {"containers": [], "securityContext": {"fsGroup": group, "fsGroupChangePolicy": policy}}})).unwrap()
+            serde_json::from_value(
+                json!({"spec": {"containers": [], "securityContext": {"fsGroup": group, "fsGroupChangePolicy": policy}}}),
+            )
+            .unwrap()
         };
         let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
         own_volume(&pod("Always"), &volume, true).unwrap();

@@ -65,7 +65,13 @@ fn secret_data(secret: &Secret) -> BTreeMap<String, Vec<u8>> {
     secret.data.iter().flatten().map(|(k, v)| (k.clone(), v.0.clone())).collect()
 }
 
-async fn config_map_files(context: &Context<'_>, name: &str, items: Option<&[KeyToPath]>, mode: u32, optional: bool) -> Result<Payload, Error> {
+async fn config_map_files(
+    context: &Context<'_>,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    mode: u32,
+    optional: bool,
+) -> Result<Payload, Error> {
     let map = context.objects.config_map(context.pod.namespace(), name, optional).await?;
     let missing = |key: &str| format!("configmap references non-existent config key: {key}");
     select(map.map(|m| config_map_data(&m)).unwrap_or_default(), items, mode, optional, missing)

@@ -16,7 +16,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 
 fn open_beneath(root: &impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how)
 }
 
@@ -47,7 +48,10 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
                 let next = open_beneath(&current, part).map_err(|e| escape(e, sub_path))?;
                 if made.is_ok() {
                     // Past the umask; by descriptor, so that it is the directory just opened.
-                    fs::set_permissions(format!("/proc/self/fd/{}", next.as_raw_fd()), fs::Permissions::from_mode(mode.bits() | setgid(&current)?))?;
+                    fs::set_permissions(
+                        format!("/proc/self/fd/{}", next.as_raw_fd()),
+                        fs::Permissions::from_mode(mode.bits() | setgid(&current)?),
+                    )?;
                 }
                 next
             }
@@ -64,7 +68,9 @@ fn setgid(parent: &OwnedFd) -> io::Result<u32> {
 
 fn escape(error: Errno, path: &Path) -> io::Error {
     match error {
-        Errno::EXDEV | Errno::ELOOP => io::Error::new(io::ErrorKind::PermissionDenied, format!("subpath {:?} leads out of its volume", path.display().to_string())),
+        Errno::EXDEV | Errno::ELOOP => {
+            io::Error::new(io::ErrorKind::PermissionDenied, format!("subpath {:?} leads out of its volume", path.display().to_string()))
+        }
         error => error.into(),
     }
 }

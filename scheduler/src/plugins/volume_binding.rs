@@ -122,7 +122,8 @@ impl<'c> Claims<'c> {
         let (key, selector) = (Key::of(claim), volume::selector(claim));
         let ours = |v: &PersistentVolume| self.reserved.get(v.metadata.name.as_deref().unwrap_or_default()).is_none_or(|by| *by == key);
         let fits = self.world.volumes().into_iter().map(|v| (volume::fit(&v, claim, &selector), v));
-        let (reserved, mut free): (Vec<_>, Vec<_>) = fits.filter(|(fit, v)| *fit != Fit::No && ours(v)).partition(|(fit, _)| *fit == Fit::Reserved);
+        let (reserved, mut free): (Vec<_>, Vec<_>) =
+            fits.filter(|(fit, v)| *fit != Fit::No && ours(v)).partition(|(fit, _)| *fit == Fit::Reserved);
         free.sort_by_key(|(_, v)| volume::capacity(v));
         let chosen = if reserved.is_empty() { free } else { reserved };
         chosen.into_iter().map(|(_, v)| v).collect()
@@ -326,7 +327,9 @@ mod tests {
     use serde_json::Value;
 
     fn class(name: &str, provisioner: &str, mode: &str) -> Arc<StorageClass> {
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode})).unwrap())
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode})).unwrap(),
+        )
     }
 
     fn claim(class: &str, volume: &str, more: Value) -> Arc<PersistentVolumeClaim> {
@@ -339,14 +342,18 @@ mod tests {
     fn on(name: &str, place: &str, class: &str) -> Arc<PersistentVolume> {
         let term = json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [place]}]});
         Arc::new(
-            serde_json::from_value(json!({"metadata": {"name": name}, "status": {"phase": "Available"}, "spec": {"storageClassName": class,
-                "capacity": {"storage": "1Gi"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}}))
+            serde_json::from_value(
+                json!({"metadata": {"name": name}, "status": {"phase": "Available"}, "spec": {"storageClassName": class,
+                "capacity": {"storage": "1Gi"}, "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}}),
+            )
             .unwrap(),
         )
     }
 
     fn with_claim() -> PodFixture {
-        pod("db").spec(|s| s.volumes = Some(serde_json::from_value(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}])).unwrap()))
+        pod("db").spec(|s| {
+            s.volumes = Some(serde_json::from_value(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}])).unwrap())
+        })
     }
 
     /// Where the pod goes among n1 and n2, or why nowhere.
@@ -356,20 +363,37 @@ mod tests {
         let pod = with_claim().info();
         let context = Context { pod: &pod, cache: &cache, world };
         let placed = Cycles::new(1).schedule(context).map_err(|unfit| unfit.message);
-        placed.unwrap_or_else(|message| message.trim_start_matches("0/2 nodes are available: ").split(". preemption").next().unwrap().to_owned())
+        placed.unwrap_or_else(|message| {
+            message.trim_start_matches("0/2 nodes are available: ").split(". preemption").next().unwrap().to_owned()
+        })
     }
 
     #[test]
     fn volumes_decide_where_pods_go() {
-        let classes = || vec![class("late", "p", "WaitForFirstConsumer"), class("static", "kubernetes.io/no-provisioner", "WaitForFirstConsumer"), class("now", "p", "Immediate")];
-        let world = |claims: Vec<Arc<PersistentVolumeClaim>>, volumes: Vec<Arc<PersistentVolume>>| TestWorld { claims, volumes, classes: classes(), ..TestWorld::default() };
+        let classes = || {
+            vec![
+                class("late", "p", "WaitForFirstConsumer"),
+                class("static", "kubernetes.io/no-provisioner", "WaitForFirstConsumer"),
+                class("now", "p", "Immediate"),
+            ]
+        };
+        let world = |claims: Vec<Arc<PersistentVolumeClaim>>, volumes: Vec<Arc<PersistentVolume>>| TestWorld {
+            claims,
+            volumes,
+            classes: classes(),
+            ..TestWorld::default()
+        };
         let none = || json!({});
         let selected = |node: &str| json!({"annotations": {SELECTED_NODE: node}});
         for (claims, volumes, expected) in [
             (vec![], vec![], "persistentvolumeclaim \"data\" not found"),
             (vec![claim("now", "", none())], vec![], "pod has unbound immediate PersistentVolumeClaims"),
             (vec![claim("unknown", "", none())], vec![], "pod has unbound immediate PersistentVolumeClaims"),
-            (vec![claim("late", "", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))], vec![], "persistentvolumeclaim \"data\" is being deleted"),
+            (
+                vec![claim("late", "", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}))],
+                vec![],
+                "persistentvolumeclaim \"data\" is being deleted",
+            ),
             (vec![claim("static", "", none())], vec![], "2 node(s) didn't find available persistent volumes to bind"),
             (vec![claim("static", "", none())], vec![on("a", "n2", "static")], "n2"),
             (vec![claim("static", "", none())], vec![on("a", "n2", "late")], "2 node(s) didn't find available persistent volumes to bind"),

@@ -47,14 +47,18 @@ pub fn folder(app: &str) -> String {
 fn images_are_built(apps: &Apps) -> Result<()> {
     for app in ["fibonacci", "voting"] {
         let mut command = Command::new(manifests().join(app).join("images"));
-        let output = command.args(["--name", &apps.cluster.name]).env("CORACLE", programs()?.join("coracle")).output().context("run images")?;
+        let output =
+            command.args(["--name", &apps.cluster.name]).env("CORACLE", programs()?.join("coracle")).output().context("run images")?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             bail!("{app}/images: {said}{}", String::from_utf8_lossy(&output.stderr));
         }
         println!("    {}", said.trim().replace('\n', "\n    "));
     }
-    ensure_contains(&apps.cluster.coracle(&["image", "ls"])?, &["debian:12", "coracle/redis:7", "coracle/postgres:15", "fibonacci/front:1", "voting/vote:1"])
+    ensure_contains(
+        &apps.cluster.coracle(&["image", "ls"])?,
+        &["debian:12", "coracle/redis:7", "coracle/postgres:15", "fibonacci/front:1", "voting/vote:1"],
+    )
 }
 
 fn main() -> ExitCode {

@@ -48,5 +48,9 @@ pub fn helm_releases(spine: &Spine) -> Result<()> {
     ensure_contains(&good("list")?, &["page-0.1.0"])?;
 
     good("uninstall page --wait --timeout 60s")?;
-    ensure_eq(kubectl.ok("get deployments,services,configmaps -l app.kubernetes.io/instance=page -o name")?, String::new(), "after uninstalling")
+    ensure_eq(
+        kubectl.ok("get deployments,services,configmaps -l app.kubernetes.io/instance=page -o name")?,
+        String::new(),
+        "after uninstalling",
+    )
 }

@@ -119,7 +119,9 @@ fn follow(kubectl: &Kubectl, ended: &std::sync::mpsc::Receiver<()>) -> Result<Fo
     loop {
         last |= ended.try_recv().is_ok();
         if expired {
-            let list = until(60, "list for the watcher", || Ok(serde_json::from_str::<serde_json::Value>(&kubectl.ok(&format!("get --raw {path}"))?)?))?;
+            let list = until(60, "list for the watcher", || {
+                Ok(serde_json::from_str::<serde_json::Value>(&kubectl.ok(&format!("get --raw {path}"))?)?)
+            })?;
             followed.revision = text(&list["metadata"]["resourceVersion"]).parse()?;
             followed.lists += 1;
             list["items"].as_array().into_iter().flatten().for_each(|item| followed.see(item));

@@ -15,9 +15,15 @@ pub fn a_dockerfile_becomes_an_image(spine: &Spine) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text);
     write("page", "built here\n")?;
-    write("Dockerfile", "FROM coracle/web:1\nENV WORD=hello\nRUN echo \"$WORD from RUN\" > /www/run && rm /etc/nsswitch.conf\nWORKDIR /www\nCOPY page .\nUSER 1000\nCMD [\"cat\", \"page\", \"run\"]\n")?;
+    write(
+        "Dockerfile",
+        "FROM coracle/web:1\nENV WORD=hello\nRUN echo \"$WORD from RUN\" > /www/run && rm /etc/nsswitch.conf\nWORKDIR /www\nCOPY page .\nUSER 1000\nCMD [\"cat\", \"page\", \"run\"]\n",
+    )?;
     let folder = dir.path().to_string_lossy().into_owned();
-    ensure_contains(&spine.cluster.coracle(&["image", "build", &folder, "--tag", "test/built:1"])?, &["built docker.io/test/built:1 sha256:"])?;
+    ensure_contains(
+        &spine.cluster.coracle(&["image", "build", &folder, "--tag", "test/built:1"])?,
+        &["built docker.io/test/built:1 sha256:"],
+    )?;
     kubectl.ok("run built --image=test/built:1 --restart=Never")?;
     kubectl.ok("wait --for=jsonpath={.status.phase}=Succeeded pod/built --timeout=60s")?;
     ensure_eq(kubectl.ok("logs built")?, "built here\nhello from RUN\n".into(), "what it says")?;
@@ -69,18 +75,80 @@ fn tool(program: &str, words: &[&str]) -> Result<String> {
 fn registry(dir: &Path, host: &str, port: u16) -> Result<Registry> {
     let at = |name: &str| dir.join(name).to_string_lossy().into_owned();
     let subject = format!("subjectAltName=IP:{host}");
-    tool("openssl", &["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=authority", "-keyout", &at("ca.key"), "-out", &at("ca.crt")])?;
-    tool("openssl", &["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=registry", "-keyout", &at("tls.key"), "-out", &at("tls.csr")])?;
+    tool(
+        "openssl",
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=authority",
+            "-keyout",
+            &at("ca.key"),
+            "-out",
+            &at("ca.crt"),
+        ],
+    )?;
+    tool(
+        "openssl",
+        &[
+            "req",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-subj",
+            "/CN=registry",
+            "-keyout",
+            &at("tls.key"),
+            "-out",
+            &at("tls.csr"),
+        ],
+    )?;
     fs::write(dir.join("san"), subject)?;
-    tool("openssl", &["x509", "-req", "-in", &at("tls.csr"), "-CA", &at("ca.crt"), "-CAkey", &at("ca.key"), "-CAcreateserial", "-days", "2", "-extfile", &at("san"), "-out", &at("tls.crt")])?;
+    tool(
+        "openssl",
+        &[
+            "x509",
+            "-req",
+            "-in",
+            &at("tls.csr"),
+            "-CA",
+            &at("ca.crt"),
+            "-CAkey",
+            &at("ca.key"),
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            &at("san"),
+            "-out",
+            &at("tls.crt"),
+        ],
+    )?;
     fs::write(dir.join("htpasswd"), LEARNER)?;
     let config = format!(
         "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: \"{host}:{port}\", tls: {{certificate: {}, key: {}}}}}\n\
          auth: {{htpasswd: {{realm: test, path: {}}}}}\nlog: {{level: error}}\n",
-        at("blobs"), at("tls.crt"), at("tls.key"), at("htpasswd"),
+        at("blobs"),
+        at("tls.crt"),
+        at("tls.key"),
+        at("htpasswd"),
     );
     fs::write(dir.join("config.yml"), config)?;
-    let child = Command::new(registry_program(dir)?).args(["serve", &at("config.yml")]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("run docker-registry")?;
+    let child = Command::new(registry_program(dir)?)
+        .args(["serve", &at("config.yml")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("run docker-registry")?;
     Ok(Registry(child))
 }
 
@@ -115,12 +183,19 @@ pub fn private_registry(spine: &Spine) -> Result<()> {
     let ca = dir.path().join("ca.crt");
     spine.cluster.coracle(&["image", "trust", &format!("{host}:{port}"), "--ca", &ca.to_string_lossy()])?;
     run("nobody", r#"--overrides={"spec":{"imagePullSecrets":[{"name":"missing"}]}}"#)?;
-    described("nobody", &["Unable to retrieve some image pull secrets (missing); attempting to pull the image may not succeed.", "401 Unauthorized"])?;
+    described(
+        "nobody",
+        &["Unable to retrieve some image pull secrets (missing); attempting to pull the image may not succeed.", "401 Unauthorized"],
+    )?;
     described("nobody", &["Back-off pulling image", "Error: ImagePullBackOff"])?;
 
     let succeeds = |pod: &str| kubectl.ok(&format!("wait --for=jsonpath={{.status.phase}}=Succeeded pod/{pod} --timeout=60s"));
-    kubectl.ok(&format!("create secret docker-registry right --docker-server={host}:{port} --docker-username=learner --docker-password=secret"))?;
-    kubectl.ok(&format!("create secret docker-registry wrong --docker-server={host}:{port}/other --docker-username=learner --docker-password=secret"))?;
+    kubectl.ok(&format!(
+        "create secret docker-registry right --docker-server={host}:{port} --docker-username=learner --docker-password=secret"
+    ))?;
+    kubectl.ok(&format!(
+        "create secret docker-registry wrong --docker-server={host}:{port}/other --docker-username=learner --docker-password=secret"
+    ))?;
     run("path", r#"--overrides={"spec":{"imagePullSecrets":[{"name":"wrong"}]}}"#)?;
     described("path", &["401 Unauthorized"])?;
     run("named", r#"--overrides={"spec":{"imagePullSecrets":[{"name":"right"}]}}"#)?;

@@ -37,7 +37,10 @@ pub fn quotas_hold_and_give_back(spine: &Spine) -> Result<()> {
         let output = thread.join().map_err(|_| anyhow::anyhow!("kubectl's thread panicked"))??;
         match output.code {
             0 => made += 1,
-            _ => ensure_contains(&output.stderr, &["exceeded quota: all, requested: configmaps=1, used: configmaps=6, limited: configmaps=6"])?,
+            _ => ensure_contains(
+                &output.stderr,
+                &["exceeded quota: all, requested: configmaps=1, used: configmaps=6, limited: configmaps=6"],
+            )?,
         }
     }
     ensure_eq(made, 5, "created at once")?;
@@ -45,7 +48,11 @@ pub fn quotas_hold_and_give_back(spine: &Spine) -> Result<()> {
     until(5, "what was deleted is given back", || ensure_eq(used("configmaps")?, "1".into(), "used"))?;
 
     kubectl.ok("run web --image=coracle/web:1")?;
-    ensure_eq(kubectl.path("pod/web", "{.spec.containers[0].resources}")?, r#"{"limits":{"cpu":"200m","memory":"32Mi"},"requests":{"cpu":"100m","memory":"32Mi"}}"#.into(), "defaults")?;
+    ensure_eq(
+        kubectl.path("pod/web", "{.spec.containers[0].resources}")?,
+        r#"{"limits":{"cpu":"200m","memory":"32Mi"},"requests":{"cpu":"100m","memory":"32Mi"}}"#.into(),
+        "defaults",
+    )?;
     ensure_eq(used("requests.cpu")?, "100m".into(), "charged at once")?;
     let big = r#"--overrides={"spec":{"containers":[{"name":"big","image":"coracle/web:1","resources":{"limits":{"cpu":"2"}}}]}}"#;
     let refused = kubectl.run_with("run big --image=coracle/web:1", &[big])?;

@@ -23,7 +23,10 @@ fn named_pods(kubectl: &Kubectl, replicas: u32) -> Result<()> {
 }
 
 fn service(name: &str, spec: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: web}}\n  {}\n", spec.replace('\n', "\n  "))
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec:\n  selector: {{app: web}}\n  {}\n",
+        spec.replace('\n', "\n  ")
+    )
 }
 
 /// The body of each of twelve answers.
@@ -33,12 +36,18 @@ fn who(address: &str) -> Result<BTreeSet<String>> {
 
 pub fn addresses_and_ports_come_and_go(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("s-types")?;
-    kubectl.apply(&service("a", "type: NodePort\nports: [{name: one, port: 80, nodePort: 31080}, {name: two, port: 81}, {name: three, port: 80, protocol: UDP}]"))?;
+    kubectl.apply(&service(
+        "a",
+        "type: NodePort\nports: [{name: one, port: 80, nodePort: 31080}, {name: two, port: 81}, {name: three, port: 80, protocol: UDP}]",
+    ))?;
     let ports = kubectl.path("service/a", "{.spec.ports[*].nodePort}")?;
     let ports: Vec<&str> = ports.split(' ').collect();
     ensure_eq((ports[0], ports[2]), ("31080", "31080"), "TCP and UDP under one number share a node port")?;
     let b = service("b", "type: NodePort\nports: [{port: 80, nodePort: 31080}]");
-    ensure_contains(&kubectl.fails_stdin("apply -f -", &b)?, &["spec.ports[0].nodePort: Invalid value: 31080: provided port is already allocated"])?;
+    ensure_contains(
+        &kubectl.fails_stdin("apply -f -", &b)?,
+        &["spec.ports[0].nodePort: Invalid value: 31080: provided port is already allocated"],
+    )?;
     // Without node ports another may have them; the address stays.
     let ip = kubectl.path("service/a", "{.spec.clusterIP}")?;
     kubectl.ok_with("patch service a", &["-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
@@ -83,7 +92,10 @@ pub fn load_balancer_and_policies(spine: &Spine) -> Result<()> {
     until(20, "the next in line", || ensure_contains(&kubectl.ok("get service late")?, &[&nodes[0]]))?;
     ensure_contains(&kubectl.ok("describe service late")?, &["EnsuredLoadBalancer"])?;
     local_policy(&kubectl, &nodes)?;
-    kubectl.ok_with("patch service late", &["-p", r#"{"spec":{"externalTrafficPolicy":"Cluster","loadBalancerSourceRanges":["192.0.2.0/24"]}}"#])?;
+    kubectl.ok_with(
+        "patch service late",
+        &["-p", r#"{"spec":{"externalTrafficPolicy":"Cluster","loadBalancerSourceRanges":["192.0.2.0/24"]}}"#],
+    )?;
     let open = || TcpStream::connect_timeout(&balanced.parse()?, Duration::from_secs(1)).map_err(anyhow::Error::from);
     until(20, "closed to this host", || if open().is_err() { Ok(()) } else { bail!("still open") })
 }
@@ -94,7 +106,9 @@ fn local_policy(kubectl: &Kubectl, nodes: &[String; 2]) -> Result<()> {
     available(kubectl, "web")?;
     kubectl.ok_with("patch service late", &["-p", r#"{"spec":{"externalTrafficPolicy":"Local"}}"#])?;
     let health = kubectl.path("service/late", "{.spec.healthCheckNodePort}")?;
-    until(30, "one node", || ensure_eq(kubectl.path("service/late", "{.status.loadBalancer.ingress[*].ip}")?.split(' ').count(), 1, "addresses"))?;
+    until(30, "one node", || {
+        ensure_eq(kubectl.path("service/late", "{.status.loadBalancer.ingress[*].ip}")?.split(' ').count(), 1, "addresses")
+    })?;
     let here = kubectl.path("service/late", "{.status.loadBalancer.ingress[0].ip}")?;
     for node in nodes {
         let expected = if *node == here { ["200 OK", "\"localEndpoints\":1"] } else { ["503 Service Unavailable", "\"localEndpoints\":0"] };
@@ -108,7 +122,10 @@ fn local_policy(kubectl: &Kubectl, nodes: &[String; 2]) -> Result<()> {
 pub fn affinity_headless_and_hand_made(spine: &Spine) -> Result<()> {
     let kubectl = spine.own("s-more")?;
     named_pods(&kubectl, 3)?;
-    kubectl.apply(&service("sticky", "type: NodePort\nsessionAffinity: ClientIP\nexternalIPs: [198.51.100.7]\nports: [{port: 80, targetPort: 8080}]"))?;
+    kubectl.apply(&service(
+        "sticky",
+        "type: NodePort\nsessionAffinity: ClientIP\nexternalIPs: [198.51.100.7]\nports: [{port: 80, targetPort: 8080}]",
+    ))?;
     let port = kubectl.path("service/sticky", "{.spec.ports[0].nodePort}")?;
     let address = format!("{}:{port}", spine.cluster.address("worker1")?);
     until(20, "one pod for one client", || ensure_eq(who(&address)?.len(), 1, "pods"))?;
@@ -126,7 +143,9 @@ pub fn affinity_headless_and_hand_made(spine: &Spine) -> Result<()> {
     ))?;
     until(20, "mirrored endpoints", || kubectl.ok("exec client -- wget -qO- http://made/"))?;
     kubectl.ok("delete endpoints made")?;
-    until(20, "slice gone", || ensure_eq(kubectl.ok("get endpointslices -l kubernetes.io/service-name=made --no-headers")?, String::new(), "slices"))
+    until(20, "slice gone", || {
+        ensure_eq(kubectl.ok("get endpointslices -l kubernetes.io/service-name=made --no-headers")?, String::new(), "slices")
+    })
 }
 
 /// A headless Service names pods that are not ready only if it says so.

@@ -58,10 +58,20 @@ spec: {storageClassName: "", accessModes: [ReadWriteOnce], resources: {requests:
     )?;
     let phases = "{.items[*].status.phase}";
     until(20, "binding", || ensure_eq(kubectl.path("pvc", phases)?, "Pending Bound Pending".into(), "classless, fits, too-large"))?;
-    ensure_eq(kubectl.path("pvc/fits", "{.spec.volumeName} {.status.capacity.storage}")?, "s-static-small 2Gi".into(), "the smallest that is large enough")?;
+    ensure_eq(
+        kubectl.path("pvc/fits", "{.spec.volumeName} {.status.capacity.storage}")?,
+        "s-static-small 2Gi".into(),
+        "the smallest that is large enough",
+    )?;
     until(20, "events", || {
         let events = kubectl.ok("get events -o custom-columns=M:.message")?;
-        ensure_contains(&events, &["storageclass.storage.k8s.io \"s-static\" not found", "no persistent volumes available for this claim and no storage class is set"])
+        ensure_contains(
+            &events,
+            &[
+                "storageclass.storage.k8s.io \"s-static\" not found",
+                "no persistent volumes available for this claim and no storage class is set",
+            ],
+        )
     })?;
     pod_with_claim(&kubectl, "user", "fits", "")?;
     // In use it stays; and a claim's end does not end the volume's data.
@@ -131,7 +141,8 @@ spec:
     kubectl.ok("rollout status statefulset/db --timeout=60s")?;
     // Without claims there are no volumes, and without volumes no directories.
     let volume = kubectl.path("pvc/data-db-1", "{.spec.volumeName}")?;
-    let exists = || spine.cluster.coracle(&["exec", &node, "--", "sh", "-c", &format!("ls {ROOT}/{volume} >/dev/null 2>&1 && echo yes || echo no")]);
+    let exists =
+        || spine.cluster.coracle(&["exec", &node, "--", "sh", "-c", &format!("ls {ROOT}/{volume} >/dev/null 2>&1 && echo yes || echo no")]);
     ensure_contains(&exists()?, &["yes"])?;
     kubectl.ok("delete statefulset db")?;
     kubectl.ok("delete pvc --all --timeout=60s")?;
@@ -145,9 +156,18 @@ pub fn a_kept_volume_is_kept(spine: &Spine) -> Result<()> {
         kubectl.apply(&format!("{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: {name}}}, spec: {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Gi}}}}{more}}}}}"))
     };
     claim("data", "")?;
-    until(20, "the event", || ensure_contains(&kubectl.ok("describe pvc data")?, &["WaitForFirstConsumer", "waiting for first consumer to be created before binding"]))?;
+    until(20, "the event", || {
+        ensure_contains(
+            &kubectl.ok("describe pvc data")?,
+            &["WaitForFirstConsumer", "waiting for first consumer to be created before binding"],
+        )
+    })?;
     pod_with_claim(&kubectl, "first", "data", "securityContext: {runAsUser: 1000, fsGroup: 2000}")?;
-    ensure_eq(kubectl.ok_with("exec first -- sh -c", &["echo kept > /data/f; stat -c '%u %g' /data/f"])?, "1000 2000\n".into(), "owner and group")?;
+    ensure_eq(
+        kubectl.ok_with("exec first -- sh -c", &["echo kept > /data/f; stat -c '%u %g' /data/f"])?,
+        "1000 2000\n".into(),
+        "owner and group",
+    )?;
     // Larger while in use.
     kubectl.ok_with("patch pvc data", &["-p", r#"{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}"#])?;
     until(20, "growth", || ensure_eq(kubectl.path("pvc/data", "{.status.capacity.storage}")?, "2Gi".into(), "capacity"))?;
@@ -197,8 +217,14 @@ spec:
     volumeMounts: [{name: scratch, mountPath: /stolen, subPath: outside}]
 "#,
     )?;
-    until(60, "the refusal", || ensure_contains(&kubectl.ok("get pod paths -o yaml")?, &["CreateContainerConfigError", "failed to prepare subPath for volumeMount"]))?;
-    ensure_eq(kubectl.ok_with("exec paths -c main -- sh -c", &["echo x > /own/f; cat /all/logs/paths/f /inside/paths/f"])?, "x\nx\n".into(), "one file, three paths")?;
+    until(60, "the refusal", || {
+        ensure_contains(&kubectl.ok("get pod paths -o yaml")?, &["CreateContainerConfigError", "failed to prepare subPath for volumeMount"])
+    })?;
+    ensure_eq(
+        kubectl.ok_with("exec paths -c main -- sh -c", &["echo x > /own/f; cat /all/logs/paths/f /inside/paths/f"])?,
+        "x\nx\n".into(),
+        "one file, three paths",
+    )?;
     ensure_contains(&kubectl.run_with("exec paths -c main -- sh -c", &["echo y > /all/f"])?.stderr, &["Read-only file system"])?;
     ensure_contains(&kubectl.ok("get pvc -l kind=scratch")?, &["paths-scratch", "Bound"])?;
     // The claim goes with its pod.

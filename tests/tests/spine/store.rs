@@ -21,7 +21,10 @@ fn outage() -> Duration {
 
 pub fn objects_are_seen_in_etcd(spine: &Spine) -> Result<()> {
     let keys = spine.cluster.coracle(&["exec", "master", "--", "etcdctl", "get", "--prefix", "/registry", "--keys-only"])?;
-    ensure_contains(&keys, &["/registry/deployments/default/quickstart\n", "/registry/minions/worker1\n", "/registry/services/specs/default/kubernetes\n"])?;
+    ensure_contains(
+        &keys,
+        &["/registry/deployments/default/quickstart\n", "/registry/minions/worker1\n", "/registry/services/specs/default/kubernetes\n"],
+    )?;
     let words = ["exec", "master", "--", "etcdctl", "get", "--print-value-only", "/registry/configmaps/default/quickstart"];
     let stored: Value = serde_json::from_str(&spine.cluster.coracle(&words)?)?;
     ensure_eq(&stored["metadata"]["name"], &Value::from("quickstart"), "the object's JSON")?;
@@ -45,7 +48,10 @@ fn revisions(kubectl: &Kubectl) -> Result<BTreeMap<String, u64>> {
 }
 
 fn uids(kubectl: &Kubectl) -> Result<String> {
-    kubectl.ok_with("get pods --sort-by=.metadata.name", &["-o", "jsonpath={range .items[*]}{.metadata.uid}/{.status.containerStatuses[0].restartCount} {end}"])
+    kubectl.ok_with(
+        "get pods --sort-by=.metadata.name",
+        &["-o", "jsonpath={range .items[*]}{.metadata.uid}/{.status.containerStatuses[0].restartCount} {end}"],
+    )
 }
 
 pub fn etcd_away_and_back(spine: &Spine) -> Result<()> {

@@ -15,7 +15,8 @@ fn config_map(data: &str) -> String {
 fn managers(kubectl: &Kubectl, object: &str) -> Result<Vec<String>> {
     let shown = kubectl.json(&format!("get {object} --show-managed-fields"))?;
     let text = |entry: &serde_json::Value, name: &str| entry[name].as_str().unwrap_or_default().to_string();
-    let entry = |entry: &serde_json::Value| format!("{}/{}/{}", text(entry, "manager"), text(entry, "operation"), text(entry, "subresource"));
+    let entry =
+        |entry: &serde_json::Value| format!("{}/{}/{}", text(entry, "manager"), text(entry, "operation"), text(entry, "subresource"));
     Ok(shown["metadata"]["managedFields"].as_array().into_iter().flatten().map(entry).collect())
 }
 

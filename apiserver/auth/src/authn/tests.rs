@@ -55,7 +55,10 @@ fn bearer_scheme() {
 #[test]
 fn bearer_in_a_websocket_protocol() {
     const HEAD: &str = "base64url.bearer.authorization.k8s.io";
-    let found = |text: &str| bearer_of_protocols([text.replace('@', HEAD).as_str()].into_iter()).map(|found| found.map(|(token, rest)| format!("{token} {rest}")));
+    let found = |text: &str| {
+        bearer_of_protocols([text.replace('@', HEAD).as_str()].into_iter())
+            .map(|found| found.map(|(token, rest)| format!("{token} {rest}")))
+    };
     let cases = [
         ("v4.channel.k8s.io, @.YWJj", Ok(Some("abc v4.channel.k8s.io".to_owned()))),
         ("v4.channel.k8s.io", Ok(None)),

@@ -267,7 +267,10 @@ fn a_secrets_token_lives_with_its_secret() {
     let token = format!("{message}.{}", URL_SAFE_NO_PAD.encode(key.sign(message.as_bytes()).unwrap()));
     let secret = |labels: Value, data: &str| json!({"metadata": {"namespace": "ns", "name": "t", "uid": "u-t", "labels": labels}, "data": {"token": STANDARD.encode(data)}});
     let verify = |cluster: Cluster| verifier.verify(&token, &[], at(0), &cluster).map(|verified| (verified.user.name, verified.audiences));
-    assert_eq!(verify(cluster().with("secrets", secret(json!({}), &token))), Ok(("system:serviceaccount:ns:app".to_owned(), vec![URL.to_owned()])));
+    assert_eq!(
+        verify(cluster().with("secrets", secret(json!({}), &token))),
+        Ok(("system:serviceaccount:ns:app".to_owned(), vec![URL.to_owned()]))
+    );
     assert_eq!(verify(cluster()), Err(TokenError::Invalidated));
     assert_eq!(verify(cluster().with("secrets", secret(json!({}), "another"))), Err(TokenError::NotTheStored));
     let marked = secret(json!({"kubernetes.io/legacy-token-invalid-since": "2026-01-01"}), &token);

@@ -22,18 +22,10 @@ fn healthy(object: &Value) -> &Value {
     list(object, "/conditions").iter().find(|c| c["type"] == json!("Healthy")).unwrap_or(&Value::Null)
 }
 
-pub const CONFIG_MAP: &[Column] = &[
-    NAME,
-    string("Data", |object, _| (size(object, "/data") + size(object, "/binaryData")).into()),
-    AGE,
-];
+pub const CONFIG_MAP: &[Column] = &[NAME, string("Data", |object, _| (size(object, "/data") + size(object, "/binaryData")).into()), AGE];
 
-pub const SECRET: &[Column] = &[
-    NAME,
-    string("Type", |object, _| text(object, "/type").into()),
-    string("Data", |object, _| size(object, "/data").into()),
-    AGE,
-];
+pub const SECRET: &[Column] =
+    &[NAME, string("Type", |object, _| text(object, "/type").into()), string("Data", |object, _| size(object, "/data").into()), AGE];
 
 fn size(object: &Value, pointer: &str) -> usize {
     map(object, pointer).map_or(0, |entries| entries.len())
@@ -49,12 +41,8 @@ pub const LEASE: &[Column] = &[NAME, string("Holder", |object, _| text(object, "
 
 pub const RUNTIME_CLASS: &[Column] = &[NAME, string("Handler", |object, _| text(object, "/handler").into()), AGE];
 
-pub const RESOURCE_QUOTA: &[Column] = &[
-    NAME,
-    AGE,
-    string("Request", |object, _| quota(object, false).into()),
-    string("Limit", |object, _| quota(object, true).into()),
-];
+pub const RESOURCE_QUOTA: &[Column] =
+    &[NAME, AGE, string("Request", |object, _| quota(object, false).into()), string("Limit", |object, _| quota(object, true).into())];
 
 /// `cpu: 1/2, memory: 1Gi/4Gi` of the limits, or of everything else.
 fn quota(object: &Value, limits: bool) -> String {

@@ -145,10 +145,7 @@ pub const INGRESS_CLASS: &[Column] = &[
         description: "Controller that is responsible for handling this class",
         ..string("Controller", |o, _| text(o, "/spec/controller").into())
     },
-    Column {
-        description: "A reference to a resource with additional parameters",
-        ..string("Parameters", |o, _| parameters(o).into())
-    },
+    Column { description: "A reference to a resource with additional parameters", ..string("Parameters", |o, _| parameters(o).into()) },
     AGE,
 ];
 
@@ -159,8 +156,7 @@ fn parameters(class: &Value) -> String {
     format!("{}{dot}{group}/{}", text(target, "/kind"), text(target, "/name"))
 }
 
-pub const NETWORK_POLICY: &[Column] =
-    &[NAME, string("Pod-Selector", |o, _| label_selector(o, "/spec/podSelector").into()), AGE];
+pub const NETWORK_POLICY: &[Column] = &[NAME, string("Pod-Selector", |o, _| label_selector(o, "/spec/podSelector").into()), AGE];
 
 pub const IP_ADDRESS: &[Column] = &[NAME, string("ParentRef", |o, _| parent(&o["spec"]["parentRef"]).into()), AGE];
 

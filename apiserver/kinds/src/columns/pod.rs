@@ -11,7 +11,10 @@ pub const POD: &[Column] = &[
     NAME,
     Column {
         description: "The aggregate readiness state of this pod for accepting traffic.",
-        ..string("Ready", |pod, _| { let s = Summary::of(pod); format!("{}/{}", s.ready, s.total).into() })
+        ..string("Ready", |pod, _| {
+            let s = Summary::of(pod);
+            format!("{}/{}", s.ready, s.total).into()
+        })
     },
     Column {
         description: "The aggregate status of the containers in this pod.",

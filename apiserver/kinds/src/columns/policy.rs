@@ -80,8 +80,7 @@ pub const AUTOSCALER: &[Column] = &[
 fn metrics(autoscaler: &Value) -> String {
     let specs = list(autoscaler, "/spec/metrics");
     let statuses = list(autoscaler, "/status/currentMetrics");
-    let mut shown: Vec<String> =
-        specs.iter().enumerate().map(|(i, spec)| metric(spec, statuses.get(i).unwrap_or(&Value::Null))).collect();
+    let mut shown: Vec<String> = specs.iter().enumerate().map(|(i, spec)| metric(spec, statuses.get(i).unwrap_or(&Value::Null))).collect();
     let total = shown.len();
     shown.truncate(2);
     match total {
@@ -112,8 +111,13 @@ fn metric(spec: &Value, status: &Value) -> String {
         if average {
             return format!("{name}: {}/{}", known("averageValue"), target("averageValue"));
         }
-        let percent = |text: String, none: &str| if text.is_empty() || text.starts_with('<') { none.to_owned() } else { format!("{text}%") };
-        return format!("{name}: {}/{}", percent(known("averageUtilization"), "<unknown>"), percent(target("averageUtilization"), "<auto>"));
+        let percent =
+            |text: String, none: &str| if text.is_empty() || text.starts_with('<') { none.to_owned() } else { format!("{text}%") };
+        return format!(
+            "{name}: {}/{}",
+            percent(known("averageUtilization"), "<unknown>"),
+            percent(target("averageUtilization"), "<auto>")
+        );
     }
     match (source, average) {
         ("pods", _) => format!("{}/{}", known("averageValue"), target("averageValue")),

@@ -33,10 +33,8 @@ const READY: Column = integer("Ready", |o, _| int(o, "/status/readyReplicas").in
 
 pub const REPLICA_SET: &[Column] = &[NAME, DESIRED, CURRENT, READY, AGE, CONTAINERS, IMAGES, SELECTOR];
 
-pub const REPLICATION_CONTROLLER: &[Column] = &[
-    NAME, DESIRED, CURRENT, READY, AGE, CONTAINERS, IMAGES,
-    wide(string("Selector", |o, _| labels(o, "/spec/selector").into())),
-];
+pub const REPLICATION_CONTROLLER: &[Column] =
+    &[NAME, DESIRED, CURRENT, READY, AGE, CONTAINERS, IMAGES, wide(string("Selector", |o, _| labels(o, "/spec/selector").into()))];
 
 pub const CONTROLLER_REVISION: &[Column] = &[
     NAME,

@@ -158,13 +158,14 @@ fn job_update(path: &Path, new: &JobSpec, old: &JobSpec) -> ErrorList {
     errors.extend(immutable(&path.child("selector"), &new.selector, &old.selector));
     let mut template = new.template.clone();
     if old.suspend == Some(true)
-        && let (Some(now), Some(was)) = (&mut template.spec, &old.template.spec) {
-            now.node_selector.clone_from(&was.node_selector);
-            now.affinity.clone_from(&was.affinity);
-            now.tolerations.clone_from(&was.tolerations);
-            now.scheduling_gates.clone_from(&was.scheduling_gates);
-            template.metadata.clone_from(&old.template.metadata);
-        }
+        && let (Some(now), Some(was)) = (&mut template.spec, &old.template.spec)
+    {
+        now.node_selector.clone_from(&was.node_selector);
+        now.affinity.clone_from(&was.affinity);
+        now.tolerations.clone_from(&was.tolerations);
+        now.scheduling_gates.clone_from(&was.scheduling_gates);
+        template.metadata.clone_from(&old.template.metadata);
+    }
     if template != old.template {
         errors.push(Error::invalid(&path.child("template"), to_json(&new.template), crate::meta::IMMUTABLE));
     }
@@ -252,9 +253,10 @@ fn schedule(text: &str) -> Result<(), String> {
     if fields.len() != FIELDS.len() {
         return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
     }
-    fields.iter().zip(FIELDS).try_for_each(|(field, (low, high, names))| {
-        field.split(',').try_for_each(|part| schedule_range(part, low, high, names))
-    })
+    fields
+        .iter()
+        .zip(FIELDS)
+        .try_for_each(|(field, (low, high, names))| field.split(',').try_for_each(|part| schedule_range(part, low, high, names)))
 }
 
 fn schedule_range(part: &str, low: i64, high: i64, names: &[&str]) -> Result<(), String> {

@@ -100,9 +100,29 @@ impl Strategy for SigningRequest {
 /// Known ones, each once.
 fn usages(path: &Path, usages: &[Value]) -> ErrorList {
     const KNOWN: &[&str] = &[
-        "any", "cert sign", "client auth", "code signing", "content commitment", "crl sign", "data encipherment", "decipher only",
-        "digital signature", "email protection", "encipher only", "ipsec end system", "ipsec tunnel", "ipsec user", "key agreement",
-        "key encipherment", "microsoft sgc", "netscape sgc", "ocsp signing", "s/mime", "server auth", "signing", "timestamping",
+        "any",
+        "cert sign",
+        "client auth",
+        "code signing",
+        "content commitment",
+        "crl sign",
+        "data encipherment",
+        "decipher only",
+        "digital signature",
+        "email protection",
+        "encipher only",
+        "ipsec end system",
+        "ipsec tunnel",
+        "ipsec user",
+        "key agreement",
+        "key encipherment",
+        "microsoft sgc",
+        "netscape sgc",
+        "ocsp signing",
+        "s/mime",
+        "server auth",
+        "signing",
+        "timestamping",
     ];
     let mut errors = if usages.is_empty() { vec![Error::required(path, "usages must be provided")] } else { Vec::new() };
     let names: Vec<&str> = usages.iter().filter_map(Value::as_str).collect();

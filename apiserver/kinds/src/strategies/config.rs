@@ -201,8 +201,10 @@ mod tests {
         let frozen = json!({"metadata": meta, "immutable": true, "data": {"a": "1"}});
         let changed = json!({"metadata": meta, "immutable": true, "data": {"a": "2"}});
         let cases = [
-            (ConfigMap.validate(kind, &json!({"data": {"a": "1"}, "binaryData": {"a": "eA=="}})),
-             "data[a]: Invalid value: \"a\": duplicate of key present in binaryData"),
+            (
+                ConfigMap.validate(kind, &json!({"data": {"a": "1"}, "binaryData": {"a": "eA=="}})),
+                "data[a]: Invalid value: \"a\": duplicate of key present in binaryData",
+            ),
             (ConfigMap.validate_update(kind, &changed, &frozen), "data: Forbidden: field is immutable when `immutable` is set"),
             (Secret.validate(kind, &json!({"type": "kubernetes.io/tls"})), "data[tls.crt]: Required value; data[tls.key]: Required value"),
         ];

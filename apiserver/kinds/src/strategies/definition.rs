@@ -90,7 +90,9 @@ fn definition(object: &Value) -> ErrorList {
     let group = text(object, "/spec/group");
     let protected = ["k8s.io", "kubernetes.io"].iter().any(|domain| group == *domain || group.ends_with(&format!(".{domain}")));
     if protected && object["metadata"]["annotations"].get(APPROVAL).is_none() {
-        let detail = format!("protected groups must have approval annotation {APPROVAL:?}, see https://github.com/kubernetes/enhancements/pull/1111");
+        let detail = format!(
+            "protected groups must have approval annotation {APPROVAL:?}, see https://github.com/kubernetes/enhancements/pull/1111"
+        );
         errors.push(Error::required(&Path::new("metadata").child("annotations").key(APPROVAL), detail));
     }
     if flag(object, "/spec/preserveUnknownFields") {
@@ -339,7 +341,9 @@ fn known_terms(path: &Path, schema: &Value) -> ErrorList {
     match list_type {
         Some("map") if keys.is_empty() => errors.push(Error::required(&at, "must not be empty if x-kubernetes-list-type is map")),
         Some("map") => {}
-        _ if !keys.is_empty() => errors.push(Error::required(&path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty")),
+        _ if !keys.is_empty() => {
+            errors.push(Error::required(&path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty"))
+        }
         _ => {}
     }
     errors
@@ -428,7 +432,9 @@ fn condition(path: &Path, schema: &Value) -> ErrorList {
     if is_set(schema, "/items") {
         errors.extend(condition(&path.child("items"), &schema["items"]));
     }
-    for (name, detail) in [("type", EMPTY), ("additionalProperties", UNDEFINED), ("default", UNDEFINED), ("title", EMPTY), ("description", EMPTY)] {
+    for (name, detail) in
+        [("type", EMPTY), ("additionalProperties", UNDEFINED), ("default", UNDEFINED), ("title", EMPTY), ("description", EMPTY)]
+    {
         if is_set(schema, &format!("/{name}")) && schema[name] != json!("") {
             errors.push(Error::forbidden(&path.child(name), detail));
         }

@@ -275,14 +275,22 @@ fn policy_ports(path: &Path, ports: Option<&[net::NetworkPolicyPort]>) -> ErrorL
         errors.extend(optional_one_of(&path.child("protocol"), item.protocol.as_deref(), &["TCP", "UDP", "SCTP"]));
         let Some(target) = &item.port else {
             if item.end_port.is_some() {
-                errors.push(Error::invalid(&path.child("endPort"), json(&item.end_port), "may not be specified when `port` is not specified"));
+                errors.push(Error::invalid(
+                    &path.child("endPort"),
+                    json(&item.end_port),
+                    "may not be specified when `port` is not specified",
+                ));
             }
             continue;
         };
         errors.extend(port_or_name(&path.child("port"), target));
         let api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString::Int(first) = target else {
             if item.end_port.is_some() {
-                errors.push(Error::invalid(&path.child("endPort"), json(&item.end_port), "may not be specified when `port` is non-numeric"));
+                errors.push(Error::invalid(
+                    &path.child("endPort"),
+                    json(&item.end_port),
+                    "may not be specified when `port` is non-numeric",
+                ));
             }
             continue;
         };

@@ -93,9 +93,7 @@ pub struct PodTemplate;
 
 impl Strategy for PodTemplate {
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, |object: &core::PodTemplate| {
-            pod::template(&Path::new("template"), &object.template.clone().unwrap_or_default())
-        })
+        with(object, |object: &core::PodTemplate| pod::template(&Path::new("template"), &object.template.clone().unwrap_or_default()))
     }
 }
 

@@ -124,7 +124,11 @@ fn scaling_rules(path: &Path, rules: &Value) -> ErrorList {
         errors.push(Error::invalid(&path.child("stabilizationWindowSeconds"), window, "must be greater than or equal to zero"));
     }
     if window > MAX_WINDOW {
-        errors.push(Error::invalid(&path.child("stabilizationWindowSeconds"), window, format!("must be less than or equal to {MAX_WINDOW}")));
+        errors.push(Error::invalid(
+            &path.child("stabilizationWindowSeconds"),
+            window,
+            format!("must be less than or equal to {MAX_WINDOW}"),
+        ));
     }
     let policy = rules.get("selectPolicy").and_then(Value::as_str);
     errors.extend(optional_one_of(&path.child("selectPolicy"), policy, &["Disabled", "Max", "Min"]));

@@ -19,13 +19,28 @@ use crate::{Kind, Strategy};
 
 const QUALIFIED: &str = "must be a standard resource type or fully qualified";
 const STANDARD: &[&str] = &[
-    "configmaps", "cpu", "ephemeral-storage", "limits.cpu", "limits.ephemeral-storage", "limits.memory", "memory",
-    "persistentvolumeclaims", "pods", "replicationcontrollers", "requests.cpu", "requests.ephemeral-storage",
-    "requests.memory", "requests.storage", "resourcequotas", "secrets", "services", "services.loadbalancers",
-    "services.nodeports", "storage",
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
 ];
-const SCOPES: &[&str] =
-    &["BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating"];
+const SCOPES: &[&str] = &["BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating"];
 
 /// What a scope may limit: pods and what they compute with.
 const POD_RESOURCES: &[&str] = &["cpu", "limits.cpu", "limits.memory", "memory", "pods", "requests.cpu", "requests.memory"];
@@ -103,7 +118,9 @@ fn scope_selector(path: &Path, spec: &ResourceQuotaSpec) -> ErrorList {
             errors.push(Error::invalid(&path.child("scopeName"), scope, "unsupported scope"));
         }
         errors.extend(unscopable(spec, scope).map(|_| Error::invalid(&path, json(selector), "unsupported scope applied to resource")));
-        if matches!(scope, "BestEffort" | "NotBestEffort" | "Terminating" | "NotTerminating" | "CrossNamespacePodAffinity") && operator != "Exists" {
+        if matches!(scope, "BestEffort" | "NotBestEffort" | "Terminating" | "NotTerminating" | "CrossNamespacePodAffinity")
+            && operator != "Exists"
+        {
             let detail = "must be 'Exist' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
             errors.push(Error::invalid(&path.child("operator"), operator, detail));
         }
@@ -144,7 +161,8 @@ impl Strategy for ResourceQuota {
         let mut errors = self.validate_whole(kind, new);
         errors.extend(validate_object_meta_update(kind, new, old));
         errors.extend(self.validate(kind, new));
-        let scopes = |object: &Value| list(object, "/spec/scopes").iter().filter_map(Value::as_str).map(str::to_owned).collect::<BTreeSet<_>>();
+        let scopes =
+            |object: &Value| list(object, "/spec/scopes").iter().filter_map(Value::as_str).map(str::to_owned).collect::<BTreeSet<_>>();
         if scopes(new) != scopes(old) {
             errors.push(Error::invalid(&Path::new("spec").child("scopes"), new["spec"]["scopes"].clone(), IMMUTABLE));
         }

@@ -12,9 +12,7 @@ use serde_json::{Value, json};
 
 use crate::meta::validate_object_meta_update;
 use crate::strategy::{prepare_for_create, prepare_for_update};
-use crate::validation::field::{
-    invalid, json as to_json, labels, one_of, optional_one_of, port, port_or_name, required, with, with_both,
-};
+use crate::validation::field::{invalid, json as to_json, labels, one_of, optional_one_of, port, port_or_name, required, with, with_both};
 use crate::validation::pod::non_special_ip;
 use crate::value::{child, copy_field, int, is_set, list, remove, text};
 use crate::{Kind, Strategy};
@@ -78,9 +76,7 @@ fn normalize_cluster_ips(new: &mut Value, old: Option<&Value>) {
     let ip = text(new, "/spec/clusterIP").to_owned();
     let changed = match old {
         None => list(new, "/spec/clusterIPs").is_empty() && !ip.is_empty(),
-        Some(old) => {
-            ip != text(old, "/spec/clusterIP") && list(new, "/spec/clusterIPs") == list(old, "/spec/clusterIPs")
-        }
+        Some(old) => ip != text(old, "/spec/clusterIP") && list(new, "/spec/clusterIPs") == list(old, "/spec/clusterIPs"),
     };
     if !changed {
         return;
@@ -483,12 +479,22 @@ fn spec_update(new: &ServiceSpec, old: &ServiceSpec) -> ErrorList {
     let mut errors = Vec::new();
     if kind(old) != "ExternalName" && kind(new) != "ExternalName" {
         let policy = new.ip_family_policy.as_deref();
-        let lists = [("clusterIPs", "clusterIP", "cluster IP", &new.cluster_ips, &old.cluster_ips), ("ipFamilies", "ipFamily", "ipFamily", &new.ip_families, &old.ip_families)];
-        let by_hand = |spec: &ServiceSpec| spec.cluster_ip.as_deref() == Some("None") && spec.selector.as_ref().is_none_or(|s| s.is_empty());
+        let lists = [
+            ("clusterIPs", "clusterIP", "cluster IP", &new.cluster_ips, &old.cluster_ips),
+            ("ipFamilies", "ipFamily", "ipFamily", &new.ip_families, &old.ip_families),
+        ];
+        let by_hand =
+            |spec: &ServiceSpec| spec.cluster_ip.as_deref() == Some("None") && spec.selector.as_ref().is_none_or(|s| s.is_empty());
         for (field, one, words, new_list, old_list) in lists {
             // A headless Service without selector may have its families changed.
             if field == "clusterIPs" || !(by_hand(new) && by_hand(old)) {
-                errors.extend(once_set(&path, (field, one, words), new_list.as_deref().unwrap_or_default(), old_list.as_deref().unwrap_or_default(), policy));
+                errors.extend(once_set(
+                    &path,
+                    (field, one, words),
+                    new_list.as_deref().unwrap_or_default(),
+                    old_list.as_deref().unwrap_or_default(),
+                    policy,
+                ));
             }
         }
     }
@@ -539,8 +545,11 @@ mod tests {
         let mut new = old.clone();
         new["spec"]["type"] = json!("ClusterIP");
         Service.prepare_for_update(by_kind("", "Service").unwrap(), &mut new, &old);
-        assert_eq!(new["spec"], json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
-            "ports": [{"port": 80, "protocol": "TCP"}]}));
+        assert_eq!(
+            new["spec"],
+            json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ports": [{"port": 80, "protocol": "TCP"}]})
+        );
     }
 
     #[test]
@@ -559,14 +568,26 @@ mod tests {
     #[test]
     fn what_is_refused() {
         for (spec, expected) in [
-            (json!({"trafficDistribution": "Near"}), r#"spec.trafficDistribution: Unsupported value: "Near": supported values: "PreferClose""#),
-            (json!({"externalTrafficPolicy": "Local"}), r#"spec.externalTrafficPolicy: Invalid value: "Local": may only be set for externally-accessible services"#),
+            (
+                json!({"trafficDistribution": "Near"}),
+                r#"spec.trafficDistribution: Unsupported value: "Near": supported values: "PreferClose""#,
+            ),
+            (
+                json!({"externalTrafficPolicy": "Local"}),
+                r#"spec.externalTrafficPolicy: Invalid value: "Local": may only be set for externally-accessible services"#,
+            ),
             (
                 json!({"type": "LoadBalancer", "allocateLoadBalancerNodePorts": true, "externalTrafficPolicy": "Local"}),
                 "spec.healthCheckNodePort: Required value",
             ),
-            (json!({"clusterIPs": ["10.96.0.7", "10.96.0.8"]}), r#"spec.clusterIPs: Invalid value: ["10.96.0.7","10.96.0.8"]: may specify no more than one IP for each IP family"#),
-            (json!({"ipFamilies": ["IPv6"]}), r#"spec.clusterIPs[0]: Invalid value: "10.96.0.7": expected an IPv6 value as indicated by `ipFamilies[0]`"#),
+            (
+                json!({"clusterIPs": ["10.96.0.7", "10.96.0.8"]}),
+                r#"spec.clusterIPs: Invalid value: ["10.96.0.7","10.96.0.8"]: may specify no more than one IP for each IP family"#,
+            ),
+            (
+                json!({"ipFamilies": ["IPv6"]}),
+                r#"spec.clusterIPs[0]: Invalid value: "10.96.0.7": expected an IPv6 value as indicated by `ipFamilies[0]`"#,
+            ),
             (json!({"ipFamilies": ["IPv4", "IPv4"]}), r#"spec.ipFamilies[1]: Duplicate value: "IPv4""#),
         ] {
             let mut whole = json!({"type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster", "clusterIP": "10.96.0.7",
@@ -587,6 +608,9 @@ mod tests {
             check("ClusterIP", json!([{"ip": "192.0.2.1", "ipMode": "VIP"}])),
             ["status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is 'LoadBalancer'"]
         );
-        assert_eq!(check("LoadBalancer", json!([{"hostname": "a", "ipMode": "VIP"}])), ["status.loadBalancer.ingress[0].ipMode: Forbidden: may not be specified when `ip` is not set"]);
+        assert_eq!(
+            check("LoadBalancer", json!([{"hostname": "a", "ipMode": "VIP"}])),
+            ["status.loadBalancer.ingress[0].ipMode: Forbidden: may not be specified when `ip` is not set"]
+        );
     }
 }

@@ -31,9 +31,7 @@ impl Strategy for Volume {
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
         let name = text(object, "/metadata/name");
-        with(object, |pv: &PersistentVolume| {
-            pv.spec.as_ref().map_or(Vec::new(), |spec| volume_spec(&Path::new("spec"), spec, name))
-        })
+        with(object, |pv: &PersistentVolume| pv.spec.as_ref().map_or(Vec::new(), |spec| volume_spec(&Path::new("spec"), spec, name)))
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
@@ -55,7 +53,8 @@ impl Strategy for Volume {
 /// What backs a volume. A secret for growing it may be named later.
 fn source(object: &Value) -> Vec<(String, Value)> {
     let fields = map(object, "/spec").into_iter().flatten();
-    let mut found: Vec<(String, Value)> = fields.filter(|(name, _)| ORDER.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
+    let mut found: Vec<(String, Value)> =
+        fields.filter(|(name, _)| ORDER.contains(&name.as_str())).map(|(n, v)| (n.clone(), v.clone())).collect();
     for (_, csi) in found.iter_mut().filter(|(name, _)| name == "csi") {
         remove(csi, "controllerExpandSecretRef");
     }
@@ -116,7 +115,8 @@ fn volume_source(path: &Path, spec: &PersistentVolumeSpec, name: &str) -> ErrorL
         errors.push(Error::required(&path.child("nodeAffinity"), "Local volume requires node affinity"));
     }
     errors.extend(extra.iter().map(|name| Error::forbidden(&path.child(name), source::ONE_TYPE)));
-    let root = spec.host_path.as_ref().is_some_and(|host| !host.path.is_empty() && host.path.split('/').all(|part| matches!(part, "" | ".")));
+    let root =
+        spec.host_path.as_ref().is_some_and(|host| !host.path.is_empty() && host.path.split('/').all(|part| matches!(part, "" | ".")));
     if root && spec.persistent_volume_reclaim_policy.as_deref() == Some("Recycle") {
         let detail = "may not be 'recycle' for a hostPath mount of '/'";
         errors.push(Error::forbidden(&path.child("persistentVolumeReclaimPolicy"), detail));
@@ -332,7 +332,9 @@ impl Strategy for CsiDriver {
         let mut errors = validate_object_meta_update(kind, new, old);
         errors.extend(self.validate(kind, new));
         // As upstream spells it.
-        for (field, shown) in [("attachRequired", "attachedRequired"), ("fsGroupPolicy", "fsGroupPolicy"), ("volumeLifecycleModes", "volumeLifecycleModes")] {
+        for (field, shown) in
+            [("attachRequired", "attachedRequired"), ("fsGroupPolicy", "fsGroupPolicy"), ("volumeLifecycleModes", "volumeLifecycleModes")]
+        {
             errors.extend(immutable(&path.child(shown), &new["spec"][field], &old["spec"][field]));
         }
         errors

@@ -238,7 +238,11 @@ fn count(object: &Value, name: &str) -> i64 {
 /// Counts of a status, and its observed generation: not negative.
 fn status_counts(object: &Value, names: &[&str]) -> ErrorList {
     let path = Path::new("status");
-    names.iter().chain(&["observedGeneration", "collisionCount"]).flat_map(|name| non_negative(&path.child(name), count(object, name))).collect()
+    names
+        .iter()
+        .chain(&["observedGeneration", "collisionCount"])
+        .flat_map(|name| non_negative(&path.child(name), count(object, name)))
+        .collect()
 }
 
 fn within(object: &Value, names: &[&str]) -> ErrorList {
@@ -278,8 +282,7 @@ impl Strategy for ReplicationController {
                 errors.push(Error::required(&template_path, ""));
                 return errors;
             };
-            let given: BTreeMap<String, String> =
-                template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
+            let given: BTreeMap<String, String> = template.metadata.as_ref().and_then(|meta| meta.labels.clone()).unwrap_or_default();
             if selector.iter().any(|(name, value)| given.get(name) != Some(value)) {
                 let labels_path = template_path.child("metadata").child("labels");
                 errors.push(Error::invalid(&labels_path, to_json(&given), MISMATCH));
@@ -312,8 +315,13 @@ impl Strategy for StatefulSet {
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         const FREE: [&str; 7] = [
-            "replicas", "ordinals", "template", "updateStrategy", "revisionHistoryLimit",
-            "persistentVolumeClaimRetentionPolicy", "minReadySeconds",
+            "replicas",
+            "ordinals",
+            "template",
+            "updateStrategy",
+            "revisionHistoryLimit",
+            "persistentVolumeClaimRetentionPolicy",
+            "minReadySeconds",
         ];
         let fixed = |object: &Value| -> Vec<(String, Value)> {
             let fields = object["spec"].as_object().into_iter().flatten();
@@ -428,8 +436,13 @@ impl Strategy for DaemonSet {
     fn validate_status_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let mut errors = validate_object_meta_update(kind, new, old);
         let counts = [
-            "currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady", "updatedNumberScheduled",
-            "numberAvailable", "numberUnavailable",
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
         ];
         errors.extend(status_counts(new, &counts));
         errors.extend(collisions(new, old));

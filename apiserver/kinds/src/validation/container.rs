@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe,
-    ResourceFieldSelector, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
+    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, ResourceFieldSelector,
+    ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
 };
 use api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -20,13 +20,18 @@ pub type VolumeNames<'a> = BTreeMap<&'a str, bool>;
 
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const ENV_FIELDS: &[&str] = &[
-    "metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName", "status.hostIP",
-    "status.hostIPs", "status.podIP", "status.podIPs",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
 ];
-const ENV_RESOURCES: &[&str] = &[
-    "limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage",
-    "requests.memory",
-];
+const ENV_RESOURCES: &[&str] =
+    &["limits.cpu", "limits.ephemeral-storage", "limits.memory", "requests.cpu", "requests.ephemeral-storage", "requests.memory"];
 
 pub fn containers(path: &Path, containers: &[Container], volumes: &VolumeNames) -> ErrorList {
     if containers.is_empty() {
@@ -82,7 +87,9 @@ pub fn init_containers(path: &Path, init: &[Container], regular: &[Container], v
 pub fn trimmed_images(path: &Path, containers: &[Container]) -> ErrorList {
     let images = containers.iter().map(|container| container.image.as_deref().unwrap_or("")).enumerate();
     let padded = images.filter(|(_, image)| image.trim() != *image);
-    padded.map(|(index, image)| Error::invalid(&path.index(index).child("image"), image, "must not have leading or trailing whitespace")).collect()
+    padded
+        .map(|(index, image)| Error::invalid(&path.index(index).child("image"), image, "must not have leading or trailing whitespace"))
+        .collect()
 }
 
 fn common(path: &Path, container: &Container, volumes: &VolumeNames) -> ErrorList {
@@ -306,7 +313,8 @@ fn divisor(path: &Path, reference: &ResourceFieldSelector) -> ErrorList {
     if UNITS.contains(&amount) {
         return Vec::new();
     }
-    let detail = format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {words} resource");
+    let detail =
+        format!("only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the {words} resource");
     vec![Error::invalid(path, resource, detail)]
 }
 
@@ -386,7 +394,11 @@ fn volume_devices(path: &Path, devices: &[VolumeDevice], mounts: &[VolumeMount],
         }
         if volumes.get(name) != Some(&true) {
             let detail = "can only use volume source type of PersistentVolumeClaim, Ephemeral or Image for block mode";
-            errors.push(if volumes.contains_key(name) { Error::invalid(&path.child("name"), name, detail) } else { Error::not_found(&path.child("name"), name) });
+            errors.push(if volumes.contains_key(name) {
+                Error::invalid(&path.child("name"), name, detail)
+            } else {
+                Error::not_found(&path.child("name"), name)
+            });
         }
         errors.extend(required(&path.child("devicePath"), device_path));
         if !seen.1.insert(device_path) {
@@ -450,9 +462,23 @@ fn resource_entry(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorList {
 /// What a container may ask for: standard, or of somebody's domain.
 pub fn container_resource_name(path: &Path, name: &str) -> ErrorList {
     const OTHER_STANDARD: &[&str] = &[
-        "configmaps", "limits.cpu", "limits.ephemeral-storage", "limits.memory", "persistentvolumeclaims", "pods", "replicationcontrollers",
-        "requests.cpu", "requests.ephemeral-storage", "requests.memory", "requests.storage", "resourcequotas", "secrets", "services",
-        "services.loadbalancers", "services.nodeports", "storage",
+        "configmaps",
+        "limits.cpu",
+        "limits.ephemeral-storage",
+        "limits.memory",
+        "persistentvolumeclaims",
+        "pods",
+        "replicationcontrollers",
+        "requests.cpu",
+        "requests.ephemeral-storage",
+        "requests.memory",
+        "requests.storage",
+        "resourcequotas",
+        "secrets",
+        "services",
+        "services.loadbalancers",
+        "services.nodeports",
+        "storage",
     ];
     let mut errors = invalid(path, name, names::is_qualified_name(name));
     let of_containers = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
@@ -477,8 +503,15 @@ pub fn container_resource_name(path: &Path, name: &str) -> ErrorList {
 
 /// Things, not amounts.
 const COUNTED: &[&str] = &[
-    "configmaps", "persistentvolumeclaims", "pods", "replicationcontrollers", "resourcequotas", "secrets", "services",
-    "services.loadbalancers", "services.nodeports",
+    "configmaps",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
 ];
 
 /// Not negative; whole where the resource can't be divided.
@@ -496,13 +529,16 @@ pub fn resource_amount(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorLi
 }
 
 fn probe(path: &Path, probe: &Probe) -> ErrorList {
-    let mut errors = handler(path, Handlers {
-        exec: probe.exec.as_ref(),
-        http_get: probe.http_get.as_ref(),
-        tcp_port: probe.tcp_socket.as_ref().map(|tcp| &tcp.port),
-        grpc_port: probe.grpc.as_ref().map(|grpc| i64::from(grpc.port)),
-        sleep: None,
-    });
+    let mut errors = handler(
+        path,
+        Handlers {
+            exec: probe.exec.as_ref(),
+            http_get: probe.http_get.as_ref(),
+            tcp_port: probe.tcp_socket.as_ref().map(|tcp| &tcp.port),
+            grpc_port: probe.grpc.as_ref().map(|grpc| i64::from(grpc.port)),
+            sleep: None,
+        },
+    );
     errors.extend(non_negative_opt(&path.child("initialDelaySeconds"), probe.initial_delay_seconds));
     errors.extend(non_negative_opt(&path.child("timeoutSeconds"), probe.timeout_seconds));
     errors.extend(non_negative_opt(&path.child("periodSeconds"), probe.period_seconds));
@@ -513,13 +549,16 @@ fn probe(path: &Path, probe: &Probe) -> ErrorList {
 
 fn lifecycle(path: &Path, lifecycle: &Lifecycle) -> ErrorList {
     let of = |name: &str, hook: &LifecycleHandler| {
-        handler(&path.child(name), Handlers {
-            exec: hook.exec.as_ref(),
-            http_get: hook.http_get.as_ref(),
-            tcp_port: hook.tcp_socket.as_ref().map(|tcp| &tcp.port),
-            grpc_port: None,
-            sleep: hook.sleep.as_ref().map(|sleep| sleep.seconds),
-        })
+        handler(
+            &path.child(name),
+            Handlers {
+                exec: hook.exec.as_ref(),
+                http_get: hook.http_get.as_ref(),
+                tcp_port: hook.tcp_socket.as_ref().map(|tcp| &tcp.port),
+                grpc_port: None,
+                sleep: hook.sleep.as_ref().map(|sleep| sleep.seconds),
+            },
+        )
     };
     let mut errors = lifecycle.post_start.as_ref().map_or(Vec::new(), |hook| of("postStart", hook));
     errors.extend(lifecycle.pre_stop.as_ref().map_or(Vec::new(), |hook| of("preStop", hook)));
@@ -546,9 +585,10 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
         given == 1
     };
     if let Some(exec) = handlers.exec.filter(|_| first("exec", &mut errors))
-        && exec.command.as_ref().is_none_or(Vec::is_empty) {
-            errors.push(Error::required(&path.child("exec").child("command"), ""));
-        }
+        && exec.command.as_ref().is_none_or(Vec::is_empty)
+    {
+        errors.push(Error::required(&path.child("exec").child("command"), ""));
+    }
     if let Some(get) = handlers.http_get.filter(|_| first("httpGet", &mut errors)) {
         errors.extend(http_get(&path.child("httpGet"), get));
     }
@@ -559,9 +599,10 @@ fn handler(path: &Path, handlers: Handlers) -> ErrorList {
         errors.extend(port(&path.child("grpc").child("port"), grpc));
     }
     if let Some(seconds) = handlers.sleep.filter(|_| first("sleep", &mut errors))
-        && seconds < 0 {
-            errors.push(Error::invalid(&path.child("sleep"), seconds, "must be non-negative"));
-        }
+        && seconds < 0
+    {
+        errors.push(Error::invalid(&path.child("sleep"), seconds, "must be non-negative"));
+    }
     if given == 0 {
         errors.push(Error::required(path, "must specify a handler type"));
     }

@@ -126,8 +126,7 @@ pub fn parsed_selector(selector: Option<&LabelSelector>) -> Option<api::LabelSel
 
 pub fn is_empty_selector(selector: Option<&LabelSelector>) -> bool {
     selector.is_none_or(|selector| {
-        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-            && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+        selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty) && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
     })
 }
 

@@ -81,7 +81,8 @@ fn security_context(path: &Path, context: &PodSecurityContext) -> ErrorList {
         if sysctl.name.is_empty() {
             errors.push(Error::required(&path, ""));
         } else if !is_sysctl(&sysctl.name) {
-            let detail = "must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+            let detail =
+                "must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
             errors.push(Error::invalid(&path, sysctl.name.as_str(), detail));
         } else if seen.contains(&sysctl.name.as_str()) {
             errors.push(Error::duplicate(&path, sysctl.name.as_str()));

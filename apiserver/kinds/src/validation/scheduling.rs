@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1::{
-    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Taint, Toleration,
-    TopologySpreadConstraint, WeightedPodAffinityTerm,
+    Affinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint,
+    WeightedPodAffinityTerm,
 };
 use api::names;
 
@@ -209,9 +209,8 @@ pub fn spread_constraints(path: &Path, constraints: &[TopologySpreadConstraint])
         }
         let when = constraint.when_unsatisfiable.as_str();
         errors.extend(optional_one_of(&path.child("whenUnsatisfiable"), Some(when), &["DoNotSchedule", "ScheduleAnyway"]));
-        let repeated = constraints[index + 1..]
-            .iter()
-            .any(|other| other.topology_key == constraint.topology_key && other.when_unsatisfiable == when);
+        let repeated =
+            constraints[index + 1..].iter().any(|other| other.topology_key == constraint.topology_key && other.when_unsatisfiable == when);
         if repeated {
             let pair = format!("{{{}, {when}}}", constraint.topology_key);
             errors.push(Error::duplicate(&path.child("{topologyKey, whenUnsatisfiable}"), pair));

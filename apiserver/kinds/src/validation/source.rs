@@ -16,10 +16,37 @@ pub const ONE_TYPE: &str = "may not specify more than 1 volume type";
 
 /// Sources in the order in which upstream looks for them: the first is the volume's, each further one too many.
 pub const ORDER: &[&str] = &[
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi", "glusterfs",
-    "persistentVolumeClaim", "rbd", "cinder", "cephfs", "flocker", "downwardAPI", "fc", "flexVolume", "configMap", "azureFile",
-    "vsphereVolume", "quobyte", "azureDisk", "storageos", "photonPersistentDisk", "portworxVolume", "scaleIO", "projected", "csi", "local",
-    "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "flocker",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "quobyte",
+    "azureDisk",
+    "storageos",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "scaleIO",
+    "projected",
+    "csi",
+    "local",
+    "ephemeral",
+    "image",
 ];
 
 /// Texts and lists that may not be empty.
@@ -56,7 +83,9 @@ pub fn source(path: &Path, name: &str, source: &Value, persistent: Option<&str>)
     let path = &path.child(name);
     let mut errors = Vec::new();
     let fields = REQUIRED.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, fields)| fields);
-    for field in fields.iter().filter(|field| text(source, &format!("/{field}")).is_empty() && list(source, &format!("/{field}")).is_empty()) {
+    for field in
+        fields.iter().filter(|field| text(source, &format!("/{field}")).is_empty() && list(source, &format!("/{field}")).is_empty())
+    {
         errors.push(Error::required(&path.child(field), ""));
     }
     match name {
@@ -240,7 +269,9 @@ fn azure_disk(path: &Path, source: &Value) -> ErrorList {
     let uri = text(source, "/diskURI");
     let (prefix, form) = match field("kind") {
         None => return errors,
-        Some("Managed") => ("/subscriptions/", "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}"),
+        Some("Managed") => {
+            ("/subscriptions/", "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}")
+        }
         Some(_) => ("https://", "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"),
     };
     if !uri.starts_with(prefix) {

@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use api::field::{Error, ErrorList, Path};
-use api::k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume,
-};
+use api::k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, PersistentVolumeClaimSpec, ProjectedVolumeSource, Volume};
 use api::names;
 
 use super::container::{VolumeNames, field_ref, local_descending_path, resource_field_ref};
@@ -13,8 +11,7 @@ use super::field::{invalid, json, label_selector, optional_one_of, quantity, req
 use super::source;
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-const DOWNWARD_FIELDS: &[&str] =
-    &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const DOWNWARD_FIELDS: &[&str] = &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 
 /// What is wrong with the volumes, and the names of those that containers may mount: the valid ones; `true` if they may be block devices.
 pub fn volumes<'a>(path: &Path, volumes: &'a [Volume]) -> (ErrorList, VolumeNames<'a>) {
@@ -85,10 +82,11 @@ fn file_sources(path: &Path, volume: &Volume) -> ErrorList {
 fn other_sources(path: &Path, volume: &Volume) -> ErrorList {
     let mut errors = Vec::new();
     if let Some(limit) = volume.empty_dir.as_ref().and_then(|dir| dir.size_limit.as_ref())
-        && quantity(limit).is_negative() {
-            let detail = "SizeLimit field must be a valid resource quantity";
-            errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
-        }
+        && quantity(limit).is_negative()
+    {
+        let detail = "SizeLimit field must be a valid resource quantity";
+        errors.push(Error::forbidden(&path.child("emptyDir").child("sizeLimit"), detail));
+    }
     if let Some(ephemeral) = &volume.ephemeral {
         let path = path.child("ephemeral").child("volumeClaimTemplate");
         match &ephemeral.volume_claim_template {

@@ -26,7 +26,8 @@ pub fn node(node: &mut Value) {
 
 /// `podCIDR` and the first of `podCIDRs` say the same; the old field has the last word.
 fn pod_range(spec: &mut Value) {
-    let (one, first) = (text_of(spec, "podCIDR").to_owned(), spec.pointer("/podCIDRs/0").and_then(Value::as_str).unwrap_or_default().to_owned());
+    let (one, first) =
+        (text_of(spec, "podCIDR").to_owned(), spec.pointer("/podCIDRs/0").and_then(Value::as_str).unwrap_or_default().to_owned());
     let Some(fields) = spec.as_object_mut() else { return };
     if !one.is_empty() && one != first {
         fields.insert("podCIDRs".to_owned(), vec![one].into());

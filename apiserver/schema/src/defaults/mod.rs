@@ -57,7 +57,9 @@ const DEFAULTS: &[(&str, &str, &str, Defaulter)] = &[
 
 /// Fills in what `object` leaves out. Kinds without defaults are left alone.
 pub fn default(gvk: &Gvk, object: &mut Value) {
-    let row = DEFAULTS.iter().find(|(group, version, kind, _)| *group == gvk.group && *kind == gvk.kind && (*version == "*" || *version == gvk.version));
+    let row = DEFAULTS
+        .iter()
+        .find(|(group, version, kind, _)| *group == gvk.group && *kind == gvk.kind && (*version == "*" || *version == gvk.version));
     if let Some((.., defaulter)) = row {
         defaulter(object);
     }
@@ -194,7 +196,10 @@ mod tests {
     #[test]
     fn a_deployment() {
         let deployment = defaulted("apps/v1", "Deployment", json!({"spec": {"template": {"spec": {}}}}));
-        assert_eq!(deployment["spec"]["strategy"], json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}}));
+        assert_eq!(
+            deployment["spec"]["strategy"],
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "25%", "maxSurge": "25%"}})
+        );
         assert_eq!(deployment["spec"]["template"]["spec"]["restartPolicy"], "Always");
         assert!(deployment["spec"]["template"]["spec"].get("enableServiceLinks").is_none(), "pods only");
         let recreate = defaulted("apps/v1", "Deployment", json!({"spec": {"strategy": {"type": "Recreate"}}}));
@@ -203,7 +208,8 @@ mod tests {
 
     #[test]
     fn services() {
-        let service = defaulted("v1", "Service", json!({"spec": {"ports": [{"port": 80}, {"port": 1, "targetPort": "x", "protocol": "UDP"}]}}));
+        let service =
+            defaulted("v1", "Service", json!({"spec": {"ports": [{"port": 80}, {"port": 1, "targetPort": "x", "protocol": "UDP"}]}}));
         assert_eq!(
             service["spec"],
             json!({"type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
@@ -218,14 +224,20 @@ mod tests {
     fn what_is_reachable_from_outside_has_a_policy() {
         let service = defaulted("v1", "Service", json!({"spec": {"externalIPs": ["10.0.0.1"]}}));
         assert_eq!(service["spec"]["externalTrafficPolicy"], "Cluster");
-        let balanced = defaulted("v1", "Service", json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}, {"hostname": "x"}]}}}));
+        let balanced = defaulted(
+            "v1",
+            "Service",
+            json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}, {"hostname": "x"}]}}}),
+        );
         assert_eq!(balanced["status"]["loadBalancer"]["ingress"], json!([{"ip": "1.2.3.4", "ipMode": "VIP"}, {"hostname": "x"}]));
     }
 
     #[test]
     fn both_names_of_the_service_account() {
         for given in ["serviceAccount", "serviceAccountName"] {
-            let spec = defaulted("apps/v1", "ReplicaSet", json!({"spec": {"template": {"spec": {given: "x"}}}}))["spec"]["template"]["spec"].clone();
+            let spec =
+                defaulted("apps/v1", "ReplicaSet", json!({"spec": {"template": {"spec": {given: "x"}}}}))["spec"]["template"]["spec"]
+                    .clone();
             assert_eq!((&spec["serviceAccount"], &spec["serviceAccountName"]), (&json!("x"), &json!("x")));
         }
     }

@@ -32,7 +32,11 @@ pub fn service(service: &mut Value) {
     }
     if kind == "LoadBalancer" {
         flag(spec, "allocateLoadBalancerNodePorts", true);
-        for ingress in given(service, "status").and_then(|status| given(status, "loadBalancer")).into_iter().flat_map(|balancer| each(balancer, "ingress")) {
+        for ingress in given(service, "status")
+            .and_then(|status| given(status, "loadBalancer"))
+            .into_iter()
+            .flat_map(|balancer| each(balancer, "ingress"))
+        {
             if !is_empty(ingress, "ip") {
                 set(ingress, "ipMode", "VIP");
             }

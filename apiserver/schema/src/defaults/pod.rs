@@ -111,7 +111,11 @@ fn is_reference(image: &str) -> bool {
     };
     let part_fits = |part: &str| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        part.starts_with(plain) && part.ends_with(plain) && part.chars().all(|c| plain(c) || "._-".contains(c)) && !part.contains("..") && !part.contains("___")
+        part.starts_with(plain)
+            && part.ends_with(plain)
+            && part.chars().all(|c| plain(c) || "._-".contains(c))
+            && !part.contains("..")
+            && !part.contains("___")
     };
     tag_fits && name.len() <= LONGEST && path.split('/').all(part_fits)
 }

@@ -31,8 +31,12 @@ fn visit(node: Node, value: &Value, path: &str, faults: &mut Vec<String>) {
         (Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString, Value::Bool(_) | Value::Number(_) | Value::String(_)) => {}
         (Kind::Bool, _) => fault(format!("expected boolean, got &{{{}}}", go_map(value))),
         (Kind::Int32 | Kind::Int64 | Kind::Float64, _) => fault(format!("expected numeric (int or float), got {}", go_type(value))),
-        (Kind::String | Kind::Bytes | Kind::Duration, _) => fault(format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value))),
-        (Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString, _) => fault(format!("expected any scalar, got &{{{}}}", go_map(value))),
+        (Kind::String | Kind::Bytes | Kind::Duration, _) => {
+            fault(format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(value)))
+        }
+        (Kind::Time | Kind::MicroTime | Kind::Quantity | Kind::IntOrString, _) => {
+            fault(format!("expected any scalar, got &{{{}}}", go_map(value)))
+        }
         (Kind::List(_) | Kind::Items, Value::Array(items)) => visit_items(node, list, items, path, faults),
         (Kind::List(_) | Kind::Items, _) => fault(format!("expected list, got &{{{}}}", go_map(value))),
         (Kind::Struct(_) | Kind::Map(_), Value::Object(map)) => visit_fields(node, kind, map, path, faults),

@@ -139,7 +139,8 @@ fn check_configuration(node: Node, gvk: &Gvk, applied: &Value) -> Result<(), Sta
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let (namespace, name) = (text("/metadata/namespace"), text("/metadata/name"));
-    check::check(node, applied).map_err(|why| Status::unclassified(format!("failed to create typed patch object ({namespace}/{name}; {said}): {why}")))
+    check::check(node, applied)
+        .map_err(|why| Status::unclassified(format!("failed to create typed patch object ({namespace}/{name}; {said}): {why}")))
 }
 
 fn conflicts_with(managers: &Managers, who: &Identity, changed: &Set) -> Vec<(Identity, Set)> {
@@ -211,7 +212,9 @@ pub fn track(gvk: &Gvk, live: Option<&Value>, new: &mut Value, writer: &Writer) 
 /// Equal but for when managers wrote: such a write changes nothing.
 pub fn same_but_times(a: &Value, b: &Value) -> bool {
     let rest_is_equal = |a: &Value, b: &Value, but: &str| match (a.as_object(), b.as_object()) {
-        (Some(a), Some(b)) => a.len() == b.len() && a.iter().all(|(name, value)| name == but && b.contains_key(but) || b.get(name) == Some(value)),
+        (Some(a), Some(b)) => {
+            a.len() == b.len() && a.iter().all(|(name, value)| name == but && b.contains_key(but) || b.get(name) == Some(value))
+        }
         _ => a == b,
     };
     let (a_meta, b_meta) = (&a["metadata"], &b["metadata"]);
@@ -341,7 +344,15 @@ fn decode_entry(entry: &Value) -> Option<(Identity, Entry)> {
 /// Appliers first, then updaters by time.
 fn encode(object: &mut Value, managers: &Managers) {
     let mut list: Vec<(&Identity, &Entry)> = managers.iter().filter(|(_, entry)| !entry.fields.is_empty()).collect();
-    list.sort_by(|(a, x), (b, y)| (&a.operation, &x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(&b.operation, &y.time, &b.manager, &y.api_version, &b.subresource)));
+    list.sort_by(|(a, x), (b, y)| {
+        (&a.operation, &x.time, &a.manager, &x.api_version, &a.subresource).cmp(&(
+            &b.operation,
+            &y.time,
+            &b.manager,
+            &y.api_version,
+            &b.subresource,
+        ))
+    });
     let list: Vec<Value> = list.into_iter().map(|(id, entry)| encode_entry(id, entry)).collect();
     let Some(meta) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
     if list.is_empty() {
@@ -374,13 +385,19 @@ fn conflict(conflicts: &[(Identity, Set)]) -> Status {
     let causes: Vec<StatusCause> = named
         .iter()
         .flat_map(|(who, paths)| {
-            paths.iter().map(move |path| StatusCause { reason: "FieldManagerConflict".to_owned(), message: format!("conflict with {who}"), field: path.clone() })
+            paths.iter().map(move |path| StatusCause {
+                reason: "FieldManagerConflict".to_owned(),
+                message: format!("conflict with {who}"),
+                field: path.clone(),
+            })
         })
         .collect();
     let message = match named.as_slice() {
         [(who, paths)] if paths.len() == 1 => format!("Apply failed with 1 conflict: conflict with {who}: {}", paths[0]),
         _ => {
-            let lines = named.iter().flat_map(|(who, paths)| std::iter::once(format!("conflicts with {who}:")).chain(paths.iter().map(|path| format!("- {path}"))));
+            let lines = named.iter().flat_map(|(who, paths)| {
+                std::iter::once(format!("conflicts with {who}:")).chain(paths.iter().map(|path| format!("- {path}")))
+            });
             format!("Apply failed with {} conflicts: {}", causes.len(), lines.collect::<Vec<_>>().join("\n"))
         }
     };

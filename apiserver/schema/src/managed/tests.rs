@@ -90,7 +90,8 @@ fn two_appliers_share_what_they_agree_on() {
 #[test]
 fn a_create_is_tracked_as_upstream_does() {
     let gvk = Gvk::new("", "v1", "ConfigMap");
-    let mut map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "creationTimestamp": null}, "data": {"x": "1"}});
+    let mut map =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "creationTimestamp": null}, "data": {"x": "1"}});
     track(&gvk, None, &mut map, &writer("kubectl-create"));
     let entry = &map["metadata"]["managedFields"][0];
     assert_eq!(entry["fieldsV1"], json!({"f:data": {".": {}, "f:x": {}}}));
@@ -104,8 +105,12 @@ fn a_create_is_tracked_as_upstream_does() {
 fn items_keep_their_places() {
     let gvk = Gvk::new("", "v1", "Pod");
     let pod = |names: &[&str]| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": names.iter().map(|n| json!({"name": n})).collect::<Vec<_>>()}});
-    let names = |pod: &Value| pod["spec"]["containers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
-    for (live, applied, expected) in [(vec!["a", "b"], vec!["b", "a"], "ba"), (vec!["a", "x", "b"], vec!["a", "b", "c"], "axbc"), (vec!["x"], vec!["a"], "xa")] {
+    let names = |pod: &Value| {
+        pod["spec"]["containers"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for (live, applied, expected) in
+        [(vec!["a", "b"], vec!["b", "a"], "ba"), (vec!["a", "x", "b"], vec!["a", "b", "c"], "axbc"), (vec!["x"], vec!["a"], "xa")]
+    {
         let merged = apply(&gvk, Some(&pod(&live)), &pod(&applied), &writer("m"), true).unwrap();
         assert_eq!(names(&merged).concat(), expected, "{live:?} {applied:?}");
     }
@@ -230,11 +235,17 @@ fn what_does_not_fit_its_type_is_refused_in_upstreams_words() {
             500,
             format!("{head}.metadata.labels.app: expected string, got &value.valueUnstructured{{Value:true}}"),
         ),
-        (with(&|c| c["spec"]["template"]["spec"]["containers"] = json!({"a": 1})), 500, format!("{head}{deep}: expected list, got &{{map[a:1]}}")),
+        (
+            with(&|c| c["spec"]["template"]["spec"]["containers"] = json!({"a": 1})),
+            500,
+            format!("{head}{deep}: expected list, got &{{map[a:1]}}"),
+        ),
         (
             container(|c| drop(c.as_object_mut().unwrap().remove("name"))),
             500,
-            format!("{head}{deep}: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)"),
+            format!(
+                "{head}{deep}: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)"
+            ),
         ),
         (
             container(|c| c["ports"] = json!([{"containerPort": 80}, {"containerPort": 80}])),

@@ -11,7 +11,11 @@ use crate::types::{Kind, ListType, Type};
 /// What is known of a value.
 #[derive(Clone, Copy, Debug)]
 pub enum Node {
-    Of { kind: Kind, list: ListType, atomic: bool },
+    Of {
+        kind: Kind,
+        list: ListType,
+        atomic: bool,
+    },
     /// Custom resources: objects are granular, lists atomic.
     Untyped,
 }
@@ -65,7 +69,11 @@ impl Node {
     /// Which item of the list this is.
     pub fn step(self, index: usize, item: &Value) -> Step {
         let Node::Of { kind, list: ListType::Map(keys), .. } = self else {
-            return if matches!(self, Node::Of { list: ListType::Set, .. }) { Step::Item(Scalar(item.clone())) } else { Step::Index(index) };
+            return if matches!(self, Node::Of { list: ListType::Set, .. }) {
+                Step::Item(Scalar(item.clone()))
+            } else {
+                Step::Index(index)
+            };
         };
         let default = |key: &str| {
             let field = kind.innermost()?.field(key)?;

@@ -5,8 +5,8 @@
 pub mod strategic;
 
 use api::key::{GroupKind, Gvk};
-use api::{Status, field};
 use api::status::{Details, Reason};
+use api::{Status, field};
 use serde_json::Value;
 
 use crate::decode::{self, FieldValidation, Words};
@@ -36,7 +36,13 @@ pub enum PatchType {
 /// The patched object, checked against its type and normalized, and warnings.
 ///
 /// Errors as upstream's for each type of patch: 400 for a patch that can't be read, 422 `Invalid` on `patch` for a result that is no `gvk`.
-pub fn apply(gvk: &Gvk, object: &Value, patch_type: PatchType, body: &[u8], validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+pub fn apply(
+    gvk: &Gvk,
+    object: &Value,
+    patch_type: PatchType,
+    body: &[u8],
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
     let (patch, mut noted) = decode::free_form(body).and_then(|read| of_form(read, patch_type)).map_err(|why| match patch_type {
         PatchType::Strategic => Status::bad_request(why),
         _ => Status::bad_request(format!("error decoding patch: {why}")),
@@ -86,7 +92,9 @@ pub(crate) fn go_map(value: &Value) -> String {
         Value::Null => "<nil>".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
-        Value::Object(map) => format!("map[{}]", map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            format!("map[{}]", map.iter().map(|(key, value)| format!("{key}:{}", go_map(value))).collect::<Vec<_>>().join(" "))
+        }
         scalar => scalar.to_string(),
     }
 }
@@ -151,9 +159,21 @@ mod tests {
         let strategic = |body| refused(PatchType::Strategic, body);
         let head = r#" "" is invalid: patch: Invalid value: "#;
         let cases = [
-            (strategic(r#"{"spec":{"foo":1}}"#), 422, format!(r#"{head}"map[spec:map[foo:1]]": strict decoding error: unknown field "spec.foo""#)),
-            (strategic(r#"{"spec":{"replicas":"x"}}"#), 422, format!(r#"{head}"map[spec:map[replicas:x]]": cannot convert string to int32"#)),
-            (strategic(r#"{"spec":{"template":[]}}"#), 422, format!(r#"{head}"map[spec:map[template:[]]]": cannot restore struct from: slice"#)),
+            (
+                strategic(r#"{"spec":{"foo":1}}"#),
+                422,
+                format!(r#"{head}"map[spec:map[foo:1]]": strict decoding error: unknown field "spec.foo""#),
+            ),
+            (
+                strategic(r#"{"spec":{"replicas":"x"}}"#),
+                422,
+                format!(r#"{head}"map[spec:map[replicas:x]]": cannot convert string to int32"#),
+            ),
+            (
+                strategic(r#"{"spec":{"template":[]}}"#),
+                422,
+                format!(r#"{head}"map[spec:map[template:[]]]": cannot restore struct from: slice"#),
+            ),
             (
                 strategic(r#"{"spec":{"paused":true,"paused":true}}"#),
                 422,
@@ -162,13 +182,27 @@ mod tests {
             (
                 refused(PatchType::Merge, r#"{"spec":{"replicas":"x"}}"#),
                 422,
-                format!(r#"{head}"{{\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#),
+                format!(
+                    r#"{head}"{{\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#
+                ),
             ),
             (strategic("{"), 400, "unexpected end of JSON input".to_owned()),
             (refused(PatchType::Merge, "{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
-            (refused(PatchType::Merge, "[]"), 400, "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}".to_owned()),
-            (refused(PatchType::Json, "{}"), 400, "error decoding patch: json: cannot unmarshal object into Go value of type []interface {}".to_owned()),
-            (refused(PatchType::Json, r#"[{"op":"remove","path":"/nope"}]"#), 422, "the server rejected our request due to an error in our request".to_owned()),
+            (
+                refused(PatchType::Merge, "[]"),
+                400,
+                "error decoding patch: json: cannot unmarshal array into Go value of type map[string]interface {}".to_owned(),
+            ),
+            (
+                refused(PatchType::Json, "{}"),
+                400,
+                "error decoding patch: json: cannot unmarshal object into Go value of type []interface {}".to_owned(),
+            ),
+            (
+                refused(PatchType::Json, r#"[{"op":"remove","path":"/nope"}]"#),
+                422,
+                "the server rejected our request due to an error in our request".to_owned(),
+            ),
         ];
         for ((code, message), expected, text) in cases {
             assert_eq!((code, message.as_str()), (expected, text.as_str()));
@@ -178,7 +212,8 @@ mod tests {
     #[test]
     fn a_good_patch_gives_a_whole_object() {
         let gvk = Gvk::new("apps", "v1", "Deployment");
-        let (object, warnings) = apply(&gvk, &json!({"spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
+        let (object, warnings) =
+            apply(&gvk, &json!({"spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
         assert_eq!(object["spec"]["paused"], true);
         assert_eq!(object["kind"], "Deployment");
         assert_eq!(warnings, [r#"unknown field "spec.x""#]);

@@ -146,12 +146,19 @@ fn merge_ordered_lists<S: Shape>(original: &mut Object, patch: &mut Object, shap
         };
         let (new, had) = (new.unwrap_or_default(), !old.is_empty());
         let new = if had { new } else { new.into_iter().map(clean_element).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect() };
-        let mut merged = if had && field.merge { merge_list(old.clone(), new, field, false)? } else if new.is_empty() { old.clone() } else { new };
+        let mut merged = if had && field.merge {
+            merge_list(old.clone(), new, field, false)?
+        } else if new.is_empty() {
+            old.clone()
+        } else {
+            new
+        };
         let delete_list = format!("{DELETE_FROM_LIST}{name}");
         if let Some(Value::Array(gone)) = patch.remove(&delete_list) {
             merged.retain(|item| !gone.contains(item));
         }
-        let (listed, server_only): (Vec<_>, Vec<_>) = merged.into_iter().partition(|item| position(&order, item, field.merge_key).is_some());
+        let (listed, server_only): (Vec<_>, Vec<_>) =
+            merged.into_iter().partition(|item| position(&order, item, field.merge_key).is_some());
         let merged = in_order(listed, server_only, &order, &old, field.merge_key);
         if had || !merged.is_empty() {
             original.insert(name.to_owned(), Value::Array(merged));

@@ -66,9 +66,10 @@ pub async fn post(place: &Place, authorities: &str, body: Vec<u8>, timeout: Dura
     let failed = |why: String| format!("failed to call webhook: Post {:?}: {why}", place.url);
     match tokio::time::timeout(timeout, exchange(place, authorities, body)).await {
         Ok(Ok((StatusCode::OK, body))) => Ok(body),
-        Ok(Ok((code, _))) => {
-            Err(format!("failed to call webhook: the server responded with the status code {} but did not return more information", code.as_u16()))
-        }
+        Ok(Ok((code, _))) => Err(format!(
+            "failed to call webhook: the server responded with the status code {} but did not return more information",
+            code.as_u16()
+        )),
         Ok(Err(error)) => Err(failed(format!("{error:#}"))),
         Err(_) => Err(failed("context deadline exceeded".to_owned())),
     }

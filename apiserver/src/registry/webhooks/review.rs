@@ -23,7 +23,9 @@ pub struct Answer {
 pub fn version(hook: &Value) -> Result<String, String> {
     let accepted = items(hook, "/admissionReviewVersions");
     let known = accepted.iter().filter_map(Value::as_str).find(|version| matches!(*version, "v1" | "v1beta1"));
-    known.map(|version| format!("admission.k8s.io/{version}")).ok_or_else(|| "webhook does not accept known AdmissionReview versions (v1, v1beta1)".to_owned())
+    known
+        .map(|version| format!("admission.k8s.io/{version}"))
+        .ok_or_else(|| "webhook does not accept known AdmissionReview versions (v1, v1beta1)".to_owned())
 }
 
 pub fn read(name: &str, api_version: &str, uid: &str, bytes: &[u8]) -> Result<Answer, String> {
@@ -88,8 +90,16 @@ mod tests {
     fn refusals_have_upstreams_words() {
         let cases = [
             (json!({"uid": "u"}), 400, "admission webhook \"w.example.com\" denied the request without explanation"),
-            (json!({"uid": "u", "allowed": false, "status": {"code": 200, "reason": "Odd"}}), 400, "admission webhook \"w.example.com\" denied the request: Odd"),
-            (json!({"uid": "u", "status": {"code": 403, "message": "no"}}), 403, "admission webhook \"w.example.com\" denied the request: no"),
+            (
+                json!({"uid": "u", "allowed": false, "status": {"code": 200, "reason": "Odd"}}),
+                400,
+                "admission webhook \"w.example.com\" denied the request: Odd",
+            ),
+            (
+                json!({"uid": "u", "status": {"code": 403, "message": "no"}}),
+                403,
+                "admission webhook \"w.example.com\" denied the request: no",
+            ),
         ];
         for (response, code, message) in cases {
             let status = answer(response).unwrap().denied.unwrap();

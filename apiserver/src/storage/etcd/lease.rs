@@ -72,14 +72,9 @@ mod tests {
     async fn a_lease_serves_for_a_minute_and_a_thousand_keys() {
         let (granted, hour) = (Instant::now(), Duration::from_secs(3600));
         let lease = |keys| Lease { id: 1, expires: granted + hour + extra(hour), keys };
-        for (keys, after, ttl, serves) in [
-            (1, 0, 3600, true),
-            (1, 59, 3600, true),
-            (1, 61, 3600, false),
-            (1000, 0, 3600, false),
-            (1, 0, 600, false),
-            (1, 0, 7200, false),
-        ] {
+        for (keys, after, ttl, serves) in
+            [(1, 0, 3600, true), (1, 59, 3600, true), (1, 61, 3600, false), (1000, 0, 3600, false), (1, 0, 600, false), (1, 0, 7200, false)]
+        {
             let now = granted + Duration::from_secs(after);
             assert_eq!(lease(keys).serves(Duration::from_secs(ttl), now), serves, "{keys} keys, {after} s, ttl {ttl}");
         }

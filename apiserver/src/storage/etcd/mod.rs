@@ -28,7 +28,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::proto::{PbKeyValue, PbTxnOpResponse};
 use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, KvClient, PutOptions, TlsOptions, Txn, TxnOp,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity, KvClient, PutOptions, TlsOptions, Txn,
+    TxnOp,
 };
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -84,7 +85,9 @@ struct Shared {
 enum Failure {
     Store(StoreError),
     /// etcd does not hold the asked revision: any more, or yet.
-    OutOfRange { compacted: bool },
+    OutOfRange {
+        compacted: bool,
+    },
     /// The lease is gone; nothing was written.
     NoLease,
 }

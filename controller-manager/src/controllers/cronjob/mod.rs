@@ -43,11 +43,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     watch::controller(&this.jobs, &queue, "CronJob");
     this.cron_jobs.synced().await;
     this.jobs.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 #[derive(Debug, Default, PartialEq)]

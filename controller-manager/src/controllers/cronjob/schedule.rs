@@ -75,9 +75,7 @@ impl Schedule {
     fn after(&self, at: Timestamp) -> Option<Timestamp> {
         match &self.rule {
             Rule::Every(period) => at.checked_add((*period).max(Duration::from_secs(1))).ok(),
-            Rule::Fields(cron) => {
-                cron.find_next_occurrence(&self.local(at), false).ok().map(|time: Zoned| time.timestamp())
-            }
+            Rule::Fields(cron) => cron.find_next_occurrence(&self.local(at), false).ok().map(|time: Zoned| time.timestamp()),
         }
     }
 
@@ -85,9 +83,7 @@ impl Schedule {
     fn before(&self, at: Timestamp) -> Option<Timestamp> {
         match &self.rule {
             Rule::Every(_) => Some(at),
-            Rule::Fields(cron) => {
-                cron.find_previous_occurrence(&self.local(at), true).ok().map(|time: Zoned| time.timestamp())
-            }
+            Rule::Fields(cron) => cron.find_previous_occurrence(&self.local(at), true).ok().map(|time: Zoned| time.timestamp()),
         }
     }
 

@@ -30,20 +30,17 @@ struct Controller {
 
 pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     let queue = WorkQueue::new();
-    let this = Arc::new(Controller {
-        client: context.client.clone(),
-        requests: context.informers.of(),
-        nodes: context.informers.of(),
-    });
+    let this = Arc::new(Controller { client: context.client.clone(), requests: context.informers.of(), nodes: context.informers.of() });
     watch::itself(&this.requests, &queue);
     watch_nodes(&this, &queue);
     this.requests.synced().await;
     this.nodes.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// A kubelet may ask before its node has the addresses that the request names.
@@ -111,10 +108,7 @@ impl Controller {
     async fn approve(&self, csr: &CertificateSigningRequest, text: &str) -> kube::Result<()> {
         let mut approved = csr.clone();
         let list = &mut approved.status.get_or_insert_default().conditions;
-        conditions::set(
-            list,
-            CertificateSigningRequestCondition::new("Approved", "True", "AutoApproved", text, Timestamp::now()),
-        );
+        conditions::set(list, CertificateSigningRequestCondition::new("Approved", "True", "AutoApproved", text, Timestamp::now()));
         write::unless_gone(write::update_subresource(&self.client, "approval", &approved).await)
     }
 
@@ -152,9 +146,7 @@ fn recognize(csr: &CertificateSigningRequest, subject: &Subject) -> Option<Recog
     let nameless = subject.dns_names.is_empty() && subject.addresses.is_empty();
     match csr.spec.signer_name.as_str() {
         KUBELET_CLIENT if nameless && has_usages(csr, "client auth") => Some(Recognized::Client { own }),
-        KUBELET_SERVING if own && !nameless && has_usages(csr, "server auth") => {
-            Some(Recognized::Serving { node: node.to_owned() })
-        }
+        KUBELET_SERVING if own && !nameless && has_usages(csr, "server auth") => Some(Recognized::Serving { node: node.to_owned() }),
         _ => None,
     }
 }
@@ -209,11 +201,8 @@ mod tests {
         node.metadata.name = Some("n1".into());
         let address = NodeAddress { address: "10.0.0.1".into(), type_: "InternalIP".into() };
         node.status = Some(NodeStatus { addresses: Some(vec![address]), ..NodeStatus::default() });
-        let names = |dns: &str, ip: &str| Subject {
-            dns_names: vec![dns.into()],
-            addresses: vec![ip.parse().unwrap()],
-            ..Subject::default()
-        };
+        let names =
+            |dns: &str, ip: &str| Subject { dns_names: vec![dns.into()], addresses: vec![ip.parse().unwrap()], ..Subject::default() };
         assert!(owns_names(&node, &names("n1", "10.0.0.1")));
         assert!(!owns_names(&node, &names("n2", "10.0.0.1")));
         assert!(!owns_names(&node, &names("n1", "10.0.0.2")));

@@ -24,11 +24,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     watch::itself(&requests, &queue);
     requests.synced().await;
     let client = context.client.clone();
-    context.run(NAME, queue, move |key| {
-        let (client, requests) = (client.clone(), requests.clone());
-        async move { sync(&client, &requests, &key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let (client, requests) = (client.clone(), requests.clone());
+            async move { sync(&client, &requests, &key).await }
+        })
+        .await
 }
 
 async fn sync(client: &kube::Client, requests: &Informer<CertificateSigningRequest>, key: &Key) -> anyhow::Result<Next> {

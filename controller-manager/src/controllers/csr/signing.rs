@@ -12,8 +12,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use machinery::{Informer, Next, WorkQueue};
 use rcgen::{
-    CertificateSigningRequestParams, ExtendedKeyUsagePurpose as Extended, IsCa, Issuer, KeyPair, KeyUsagePurpose as Usage,
-    SerialNumber,
+    CertificateSigningRequestParams, ExtendedKeyUsagePurpose as Extended, IsCa, Issuer, KeyPair, KeyUsagePurpose as Usage, SerialNumber,
 };
 
 use super::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY, Subject};
@@ -40,9 +39,8 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
         tracing::info!("no --cluster-signing-cert-file: certificate requests are not signed");
         return Ok(());
     };
-    let read = async |path: &std::path::Path| {
-        tokio::fs::read_to_string(path).await.with_context(|| format!("cannot read {}", path.display()))
-    };
+    let read =
+        async |path: &std::path::Path| tokio::fs::read_to_string(path).await.with_context(|| format!("cannot read {}", path.display()));
     let key_pair = KeyPair::from_pem(&read(key).await?).context("cannot use --cluster-signing-key-file")?;
     let authority = Issuer::from_ca_cert_pem(&read(certificate).await?, key_pair).context("cannot use --cluster-signing-cert-file")?;
     let queue = WorkQueue::new();
@@ -54,11 +52,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     });
     watch::itself(&this.requests, &queue);
     this.requests.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 impl Controller {

@@ -50,11 +50,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.pods.synced().await;
     this.nodes.synced().await;
     this.history.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 fn selector(set: &DaemonSet) -> Option<LabelSelector> {

@@ -29,9 +29,9 @@ pub fn should_run(spec: &PodSpec, node: &Node) -> (bool, bool) {
     }
     let tolerations = tolerations(spec);
     let untolerated = |effects: &[&str]| {
-        taints::taints(node).iter().any(|taint| {
-            effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| taints::tolerates(t, taint))
-        })
+        taints::taints(node)
+            .iter()
+            .any(|taint| effects.contains(&taint.effect.as_str()) && !tolerations.iter().any(|t| taints::tolerates(t, taint)))
     };
     if untolerated(&["NoSchedule", "NoExecute"]) { (false, !untolerated(&["NoExecute"])) } else { (true, true) }
 }
@@ -69,11 +69,7 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
 pub fn pin(pod: &mut Pod, node: &str) {
     let spec = pod.spec.get_or_insert_default();
     spec.tolerations = Some(tolerations(spec));
-    let requirement = NodeSelectorRequirement {
-        key: NODE_NAME.to_owned(),
-        operator: "In".to_owned(),
-        values: Some(vec![node.to_owned()]),
-    };
+    let requirement = NodeSelectorRequirement { key: NODE_NAME.to_owned(), operator: "In".to_owned(), values: Some(vec![node.to_owned()]) };
     let term = NodeSelectorTerm { match_fields: Some(vec![requirement]), match_expressions: None };
     let affinity: &mut Affinity = spec.affinity.get_or_insert_default();
     let node_affinity: &mut NodeAffinity = affinity.node_affinity.get_or_insert_default();

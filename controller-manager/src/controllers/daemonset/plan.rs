@@ -201,10 +201,8 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
     fn set(surge: i32, unavailable: i32) -> DaemonSet {
-        let rolling = RollingUpdateDaemonSet {
-            max_surge: Some(IntOrString::Int(surge)),
-            max_unavailable: Some(IntOrString::Int(unavailable)),
-        };
+        let rolling =
+            RollingUpdateDaemonSet { max_surge: Some(IntOrString::Int(surge)), max_unavailable: Some(IntOrString::Int(unavailable)) };
         let strategy = DaemonSetUpdateStrategy { type_: Some("RollingUpdate".into()), rolling_update: Some(rolling) };
         let spec = DaemonSetSpec { update_strategy: Some(strategy), ..DaemonSetSpec::default() };
         DaemonSet { spec: Some(spec), ..DaemonSet::default() }

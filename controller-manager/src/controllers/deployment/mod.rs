@@ -51,11 +51,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     this.deployments.synced().await;
     this.replica_sets.synced().await;
     this.pods.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 /// A ReplicaSet without a controller may be adopted.
@@ -107,11 +108,8 @@ impl Controller {
         };
         let candidates = watch::candidates(&self.replica_sets, &*deployment);
         let mut replica_sets = claim::claim(&self.client, &*deployment, &selector, candidates, |_| true).await?;
-        let plan = rollout::plan(&Observed {
-            deployment: &deployment,
-            replica_sets: &replica_sets,
-            running: &|rs| self.has_running_pods(rs),
-        })?;
+        let plan =
+            rollout::plan(&Observed { deployment: &deployment, replica_sets: &replica_sets, running: &|rs| self.has_running_pods(rs) })?;
         let mut progress = status::Progress::default();
         let applied = self.apply(&deployment, &plan, &mut replica_sets, &mut progress).await;
         if let Err(error) = &applied {
@@ -165,12 +163,7 @@ impl Controller {
     }
 
     /// Creates the ReplicaSet of a new template. A namesake is either our own, not yet in the cache, or a hash collision.
-    async fn create(
-        &self,
-        deployment: &Deployment,
-        rs: &ReplicaSet,
-        progress: &mut status::Progress,
-    ) -> kube::Result<Option<ReplicaSet>> {
+    async fn create(&self, deployment: &Deployment, rs: &ReplicaSet, progress: &mut status::Progress) -> kube::Result<Option<ReplicaSet>> {
         match write::create(&self.client, rs).await {
             Ok(made) => {
                 progress.created = Some(meta::name(&made).to_owned());

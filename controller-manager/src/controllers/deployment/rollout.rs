@@ -22,14 +22,8 @@ const MAX: &str = "deployment.kubernetes.io/max-replicas";
 const REVISION_HISTORY_CHARS: usize = 2000;
 
 /// Annotations of the Deployment that its ReplicaSets don't get.
-const NOT_COPIED: [&str; 6] = [
-    "kubectl.kubernetes.io/last-applied-configuration",
-    REVISION,
-    REVISION_HISTORY,
-    DESIRED,
-    MAX,
-    "deprecated.deployment.rollback.to",
-];
+const NOT_COPIED: [&str; 6] =
+    ["kubectl.kubernetes.io/last-applied-configuration", REVISION, REVISION_HISTORY, DESIRED, MAX, "deprecated.deployment.rollback.to"];
 
 pub struct Observed<'a> {
     pub deployment: &'a Deployment,
@@ -42,7 +36,10 @@ pub struct Observed<'a> {
 pub enum Step {
     Create(Box<ReplicaSet>),
     /// `from`: its number of replicas before.
-    Update { rs: Box<ReplicaSet>, from: i32 },
+    Update {
+        rs: Box<ReplicaSet>,
+        from: i32,
+    },
     Delete(Arc<ReplicaSet>),
 }
 
@@ -365,12 +362,7 @@ fn new_replica_set(deployment: &Deployment, spec: &DeploymentSpec) -> serde_json
             owner_references: Some(vec![meta::controller_ref(deployment)]),
             ..ObjectMeta::default()
         },
-        spec: Some(ReplicaSetSpec {
-            replicas: Some(0),
-            min_ready_seconds: spec.min_ready_seconds,
-            selector,
-            template: Some(template),
-        }),
+        spec: Some(ReplicaSetSpec { replicas: Some(0), min_ready_seconds: spec.min_ready_seconds, selector, template: Some(template) }),
         status: None,
     })
 }
@@ -447,9 +439,7 @@ fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let Some(spec) = &deployment.spec else { return (0, 0) };
     let rolling = spec.strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
     let default = IntOrString::String("25%".to_owned());
-    let count = |value: Option<&IntOrString>, round| {
-        percent::of(value.unwrap_or(&default), spec.replicas.unwrap_or(1), round).unwrap_or(0)
-    };
+    let count = |value: Option<&IntOrString>, round| percent::of(value.unwrap_or(&default), spec.replicas.unwrap_or(1), round).unwrap_or(0);
     let surge = count(rolling.and_then(|rolling| rolling.max_surge.as_ref()), Round::Up);
     let unavailable = count(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), Round::Down);
     (surge, if surge == 0 && unavailable == 0 { 1 } else { unavailable })

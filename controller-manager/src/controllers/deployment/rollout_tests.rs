@@ -109,12 +109,8 @@ fn history_is_limited_when_the_rollout_is_over() {
     let mut d = deployment(1, "v4", 1, 0);
     d.spec.as_mut().unwrap().revision_history_limit = Some(1);
     let status = Some(1);
-    d.status = Some(DeploymentStatus {
-        replicas: status,
-        updated_replicas: status,
-        available_replicas: status,
-        ..DeploymentStatus::default()
-    });
+    d.status =
+        Some(DeploymentStatus { replicas: status, updated_replicas: status, available_replicas: status, ..DeploymentStatus::default() });
     let sets = [1, 2, 3].map(|n| replica_set(&d, &format!("v{n}"), n, 0, 0));
     let sets = [sets.to_vec(), vec![replica_set(&d, "v4", 4, 1, 1)]].concat();
     assert_eq!(steps(&d, &sets), ["delete r1", "delete r2"]);

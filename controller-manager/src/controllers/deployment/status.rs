@@ -25,13 +25,7 @@ pub struct Progress {
 }
 
 /// The Deployment as it is to be stored, status and revision annotation.
-pub fn next(
-    deployment: &Deployment,
-    replica_sets: &[Arc<ReplicaSet>],
-    plan: &Plan,
-    progress: &Progress,
-    now: Timestamp,
-) -> Deployment {
+pub fn next(deployment: &Deployment, replica_sets: &[Arc<ReplicaSet>], plan: &Plan, progress: &Progress, now: Timestamp) -> Deployment {
     let mut next = deployment.clone();
     if let Some(revision) = &plan.revision
         && progress.create_error.is_none()
@@ -87,13 +81,7 @@ fn note_availability(deployment: &Deployment, status: &mut DeploymentStatus, now
 }
 
 /// Paused, resumed, a ReplicaSet made, found, or not made.
-fn note_events(
-    deployment: &Deployment,
-    status: &mut DeploymentStatus,
-    new: Option<&Arc<ReplicaSet>>,
-    progress: &Progress,
-    now: Timestamp,
-) {
+fn note_events(deployment: &Deployment, status: &mut DeploymentStatus, new: Option<&Arc<ReplicaSet>>, progress: &Progress, now: Timestamp) {
     let current = conditions::find(&status.conditions, PROGRESSING);
     let reason = current.map_or("", |condition| condition.reason()).to_owned();
     let paused = deployment.spec.as_ref().is_some_and(|spec| spec.paused == Some(true));
@@ -146,9 +134,8 @@ fn note_progress(deployment: &Deployment, status: &mut DeploymentStatus, new: Op
 
 /// ReplicaFailure of the newest ReplicaSet that has it.
 fn note_failures(status: &mut DeploymentStatus, replica_sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) {
-    let failure = new.into_iter().chain(replica_sets).find_map(|rs| {
-        conditions::find(&rs.status.as_ref()?.conditions, "ReplicaFailure").cloned()
-    });
+    let failure =
+        new.into_iter().chain(replica_sets).find_map(|rs| conditions::find(&rs.status.as_ref()?.conditions, "ReplicaFailure").cloned());
     match failure {
         None => conditions::remove(&mut status.conditions, "ReplicaFailure"),
         Some(found) => conditions::set(

@@ -63,9 +63,9 @@ impl Graph {
     /// Dependents without which `uid` may not go.
     pub fn blocking(&self, uid: &str) -> Vec<Uid> {
         let blocks = |dependent: &&Uid| {
-            self.nodes.get(*dependent).is_some_and(|node| {
-                node.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true))
-            })
+            self.nodes
+                .get(*dependent)
+                .is_some_and(|node| node.owners.iter().any(|owner| owner.uid == uid && owner.block_owner_deletion == Some(true)))
         };
         self.nodes.get(uid).into_iter().flat_map(|node| node.dependents.iter().filter(blocks).cloned()).collect()
     }

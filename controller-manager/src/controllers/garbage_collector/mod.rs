@@ -47,11 +47,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     let collector = Arc::new(Collector { client: context.client.clone(), monitors, absent: Mutex::default() });
     let collecting = async {
         let _stopping = ready.wait_for(|ready| *ready).await.is_err();
-        context.run(NAME, queue, move |work| {
-            let collector = collector.clone();
-            async move { collector.sync(&work).await }
-        })
-        .await
+        context
+            .run(NAME, queue, move |work| {
+                let collector = collector.clone();
+                async move { collector.sync(&work).await }
+            })
+            .await
     };
     tokio::select! {
         () = watching => Ok(()),
@@ -160,7 +161,10 @@ impl Collector {
     /// Its owners need no longer wait for this object: else a circle of owners would wait for ever.
     async fn unblock_owners(&self, resource: &Resource, latest: &Meta) -> anyhow::Result<()> {
         let mut owners: Vec<OwnerReference> = latest.metadata.owner_references.clone().unwrap_or_default();
-        owners.iter_mut().filter(|owner| owner.block_owner_deletion == Some(true)).for_each(|owner| owner.block_owner_deletion = Some(false));
+        owners
+            .iter_mut()
+            .filter(|owner| owner.block_owner_deletion == Some(true))
+            .for_each(|owner| owner.block_owner_deletion = Some(false));
         self.patch(resource, latest, json!({"ownerReferences": owners})).await
     }
 

@@ -52,11 +52,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     watch_pods(&this.pods, &this.jobs, &queue, this.books.clone(), selector);
     this.jobs.synced().await;
     this.pods.synced().await;
-    context.run(NAME, queue, move |key| {
-        let this = this.clone();
-        async move { this.sync(&key).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |key| {
+            let this = this.clone();
+            async move { this.sync(&key).await }
+        })
+        .await
 }
 
 fn selector(job: &Job) -> Option<LabelSelector> {

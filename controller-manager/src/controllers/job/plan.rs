@@ -195,9 +195,7 @@ struct Ending {
 }
 
 fn judge(spec: &JobSpec, status: &JobStatus, counted: &Counted, now: Timestamp) -> Option<Ending> {
-    let ending = |complete, reason: &str, text: &str| {
-        Some(Ending { complete, reason: reason.to_owned(), text: text.to_owned() })
-    };
+    let ending = |complete, reason: &str, text: &str| Some(Ending { complete, reason: reason.to_owned(), text: text.to_owned() });
     for (interim, complete) in [("FailureTarget", false), ("SuccessCriteriaMet", true)] {
         if let Some(found) = conditions::find(&status.conditions, interim).filter(|found| found.status == "True") {
             return ending(complete, found.reason(), found.message());

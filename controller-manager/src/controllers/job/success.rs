@@ -32,7 +32,8 @@ mod tests {
 
     #[test]
     fn the_first_rule_that_is_met_says_so() {
-        let rule = |indexes: Option<&str>, count| SuccessPolicyRule { succeeded_indexes: indexes.map(str::to_owned), succeeded_count: count };
+        let rule =
+            |indexes: Option<&str>, count| SuccessPolicyRule { succeeded_indexes: indexes.map(str::to_owned), succeeded_count: count };
         let rules = vec![rule(Some("0,2"), None), rule(Some("4-6"), Some(2)), rule(None, Some(4))];
         let spec = JobSpec { completions: Some(9), success_policy: Some(SuccessPolicy { rules }), ..JobSpec::default() };
         let met = |text: &str| met(&spec, &indexes::parse(text, 9)).map(|words| words.chars().last().unwrap_or_default());

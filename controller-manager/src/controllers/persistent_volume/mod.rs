@@ -184,9 +184,11 @@ impl Binder {
         let Some(claim) = self.claims.get(key) else { return Ok(()) };
         let class = self.classes.get(&Key::cluster(claim_class(&claim)));
         let default = default_class(&self.classes.list());
-        let waiting_pods: Vec<String> = self.pods.by(BY_CLAIM, &key.to_string()).iter().filter(|pod| waits(pod)).map(|pod| meta::name(&**pod).to_owned()).collect();
+        let waiting_pods: Vec<String> =
+            self.pods.by(BY_CLAIM, &key.to_string()).iter().filter(|pod| waits(pod)).map(|pod| meta::name(&**pod).to_owned()).collect();
         let volumes = self.volumes.list();
-        let view = claim::View { volumes: &volumes, class: class.as_deref(), default_class: default.as_deref(), waiting_pods: &waiting_pods };
+        let view =
+            claim::View { volumes: &volumes, class: class.as_deref(), default_class: default.as_deref(), waiting_pods: &waiting_pods };
         let claim::Plan { step, tell } = claim::plan(&claim, &view);
         match step {
             claim::Step::Lost => return self.lost(&claim, tell).await,
@@ -207,7 +209,10 @@ impl Binder {
     /// Tells it once, and only after asking the API server: a cache may be late.
     async fn lost(&self, claim: &Arc<PersistentVolumeClaim>, tell: Option<Tell>) -> anyhow::Result<()> {
         let name = Key::cluster(volume_name(claim));
-        if self.volumes.get(&name).is_none() && !name.name.is_empty() && write::get::<PersistentVolume>(&self.client, &name).await?.is_some() {
+        if self.volumes.get(&name).is_none()
+            && !name.name.is_empty()
+            && write::get::<PersistentVolume>(&self.client, &name).await?.is_some()
+        {
             anyhow::bail!("volume {name} is not in the cache yet");
         }
         if claim.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Lost") {
@@ -286,7 +291,10 @@ impl Binder {
             volume::Step::SyncClaim => claim.iter().for_each(|claim| self.queue.add(Item::Claim(meta::key(&**claim)))),
             volume::Step::WrongMode => {
                 let claim = claim_ref(&volume).map(reference_key).unwrap_or_else(|| Key::cluster(""));
-                let text = format!("Cannot bind PersistentVolume to requested PersistentVolumeClaim {:?} due to incompatible volumeMode.", claim.name);
+                let text = format!(
+                    "Cannot bind PersistentVolume to requested PersistentVolumeClaim {:?} due to incompatible volumeMode.",
+                    claim.name
+                );
                 self.tell(&*volume, Tell::warning("VolumeMismatch", text));
             }
             volume::Step::Release => self.release(volume).await?,
@@ -322,7 +330,8 @@ impl Binder {
         match volume::reclaim(&volume) {
             volume::Reclaim::Nothing => {}
             volume::Reclaim::Delete => {
-                let deleted = write::delete::<PersistentVolume>(&self.client, &meta::key(&*volume), &write::only(meta::uid(&*volume))).await;
+                let deleted =
+                    write::delete::<PersistentVolume>(&self.client, &meta::key(&*volume), &write::only(meta::uid(&*volume))).await;
                 write::unless_gone(deleted)?;
             }
             volume::Reclaim::Fail(tell) => {
@@ -386,6 +395,9 @@ fn waits(pod: &Pod) -> bool {
 /// Of several defaults the newest; of equally old ones the first by name.
 fn default_class(classes: &[Arc<StorageClass>]) -> Option<String> {
     let is_default = |class: &&Arc<StorageClass>| DEFAULT_MARKS.iter().any(|mark| meta::annotation(&***class, mark) == Some("true"));
-    let newest = classes.iter().filter(is_default).min_by_key(|class| (std::cmp::Reverse(meta::created(&***class)), meta::name(&***class).to_owned()));
+    let newest = classes
+        .iter()
+        .filter(is_default)
+        .min_by_key(|class| (std::cmp::Reverse(meta::created(&***class)), meta::name(&***class).to_owned()));
     newest.and_then(|class| class.metadata.name.clone())
 }

@@ -51,7 +51,10 @@ pub fn plan(claim: &PersistentVolumeClaim, class: Option<&StorageClass>, node: O
     let failed = |why: &str| refuse(format!("Failed to provision volume with StorageClass {name:?}: {why}"));
     let spec = claim.spec.clone().unwrap_or_default();
     if let Some(options) = class.mount_options.as_ref().filter(|options| !options.is_empty()) {
-        return refuse(format!("Mount options are not supported by the provisioner but StorageClass {name:?} has mount options [{}]", options.join(" ")));
+        return refuse(format!(
+            "Mount options are not supported by the provisioner but StorageClass {name:?} has mount options [{}]",
+            options.join(" ")
+        ));
     }
     if volume::mode(spec.volume_mode.as_deref()) == "Block" {
         return failed(&format!("{provisioner} does not support block volume provisioning"));

@@ -180,8 +180,11 @@ fn provisioning() {
     let spec = made.spec.unwrap();
     assert_eq!(spec.local.unwrap().path, "/var/lib/coracle/volumes/pvc-u");
     assert_eq!(spec.capacity.unwrap()["storage"].0, "1Gi");
-    assert_eq!(json!(spec.node_affinity), json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
-        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}));
+    assert_eq!(
+        json!(spec.node_affinity),
+        json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}})
+    );
 }
 
 #[test]

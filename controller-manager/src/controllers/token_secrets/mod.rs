@@ -81,11 +81,12 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
     });
     this.accounts.synced().await;
     this.secrets.synced().await;
-    context.run(NAME, queue, move |work| {
-        let this = this.clone();
-        async move { this.sync(&work).await }
-    })
-    .await
+    context
+        .run(NAME, queue, move |work| {
+            let this = this.clone();
+            async move { this.sync(&work).await }
+        })
+        .await
 }
 
 impl Controller {
@@ -96,7 +97,9 @@ impl Controller {
         for secret in secrets.iter().filter(|secret| !meta::is_deleting(&***secret)) {
             match account.as_deref().filter(|account| is_of(secret, account)) {
                 Some(account) => self.fill(secret, account).await?,
-                None => write::unless_gone(write::delete::<Secret>(&self.client, &meta::key(&**secret), &write::only(meta::uid(&**secret))).await)?,
+                None => write::unless_gone(
+                    write::delete::<Secret>(&self.client, &meta::key(&**secret), &write::only(meta::uid(&**secret))).await,
+                )?,
             }
         }
         let Some(account) = account.filter(|account| !meta::is_deleting(&**account)) else { return Ok(Next::Done) };
@@ -228,12 +231,8 @@ mod tests {
 
     fn account() -> ServiceAccount {
         let mut account = ServiceAccount::default();
-        account.metadata = ObjectMeta {
-            name: Some("app".into()),
-            namespace: Some("ns".into()),
-            uid: Some("u1".into()),
-            ..ObjectMeta::default()
-        };
+        account.metadata =
+            ObjectMeta { name: Some("app".into()), namespace: Some("ns".into()), uid: Some("u1".into()), ..ObjectMeta::default() };
         account
     }
 

@@ -33,7 +33,8 @@ pub struct Signer {
 impl Signer {
     /// RSA or P-256, as PKCS#8, PKCS#1 or SEC1.
     pub fn from_pem(pem: &[u8]) -> anyhow::Result<Self> {
-        let pair = read(&PrivateKeyDer::from_pem_slice(pem).context("no private key in PEM")?).context("the key is neither RSA nor P-256")?;
+        let pair =
+            read(&PrivateKeyDer::from_pem_slice(pem).context("no private key in PEM")?).context("the key is neither RSA nor P-256")?;
         let (algorithm, public) = match &pair {
             Pair::Rsa(rsa) => ("RS256", AsDer::<PublicKeyX509Der>::as_der(rsa.public_key())),
             Pair::Ecdsa(ec) => ("ES256", AsDer::<PublicKeyX509Der>::as_der(ec.public_key())),

@@ -81,7 +81,9 @@ fn base(store: &Store, lines: &[Line]) -> Result<Base> {
     let Some(Instruction::From(Some(name))) = lines.first().map(|line| &line.instruction) else { return Ok(Base::default()) };
     let reference = Reference::parse(name)?;
     let Some(found) = store.find(&reference)? else {
-        bail!("{reference} is not in the cluster's image store: `coracle image load` puts an archive there, `coracle image ls` lists what is");
+        bail!(
+            "{reference} is not in the cluster's image store: `coracle image load` puts an archive there, `coracle image ls` lists what is"
+        );
     };
     let manifest = manifest(store, &found.digest)?;
     let document = serde_json::from_slice(&store.read_blob(&manifest.config.digest)?).context("the image's configuration")?;
@@ -95,7 +97,9 @@ fn manifest(store: &Store, digest: &str) -> Result<Manifest> {
         return Ok(manifest);
     }
     let index: Index = serde_json::from_slice(&bytes).context("neither a manifest nor an index")?;
-    let here = |descriptor: &&Descriptor| descriptor.platform.as_ref().is_none_or(|p| p["os"] == "linux" && p["architecture"] == super::pack::architecture());
+    let here = |descriptor: &&Descriptor| {
+        descriptor.platform.as_ref().is_none_or(|p| p["os"] == "linux" && p["architecture"] == super::pack::architecture())
+    };
     let chosen = index.manifests.iter().find(here).context("the image has no manifest for this machine's architecture")?;
     serde_json::from_slice(&store.read_blob(&chosen.digest)?).context("the image's manifest")
 }
@@ -111,7 +115,8 @@ impl Mounts {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
         let at = |part: &str| dir.join(part).display().to_string();
         // Without redirects, what was moved is whole in the upper folder.
-        let layers = format!("lowerdir={},upperdir={},workdir={},redirect_dir=off,metacopy=off,index=off", at("lower"), at("upper"), at("work"));
+        let layers =
+            format!("lowerdir={},upperdir={},workdir={},redirect_dir=off,metacopy=off,index=off", at("lower"), at("upper"), at("work"));
         let root = dir.join("root");
         mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(layers.as_str())).context("mount the image's file system")?;
         Ok(Mounts { root })
@@ -186,7 +191,8 @@ impl Build<'_> {
 
     /// A path of the build's folder, which it may not leave.
     fn source(&self, path: &str) -> Result<PathBuf> {
-        let real = fs::canonicalize(self.context.join(path.trim_start_matches('/'))).with_context(|| format!("{path} is not in {}", self.context.display()))?;
+        let real = fs::canonicalize(self.context.join(path.trim_start_matches('/')))
+            .with_context(|| format!("{path} is not in {}", self.context.display()))?;
         if !real.starts_with(self.context) {
             bail!("{path} is outside of {}", self.context.display());
         }
@@ -235,13 +241,22 @@ impl Build<'_> {
         for (part, source) in [("dev", "/dev"), ("sys", "/sys")] {
             let target = self.root.join(part);
             fs::create_dir_all(&target)?;
-            mount(Some(source), &target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>).with_context(|| format!("show {source}"))?;
+            mount(Some(source), &target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+                .with_context(|| format!("show {source}"))?;
         }
         fs::create_dir_all(self.root.join("proc"))?;
         let resolver = self.lend("/etc/resolv.conf")?;
         let mut command = Command::new("/usr/bin/unshare");
         let dir = if self.config.working_dir.is_empty() { "/" } else { &self.config.working_dir };
-        command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc=/proc", &format!("--root={}", self.root.display()), &format!("--wd={dir}")]);
+        command.args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc=/proc",
+            &format!("--root={}", self.root.display()),
+            &format!("--wd={dir}"),
+        ]);
         if !self.config.user.is_empty() {
             let (user, group) = users::find(&self.root, &self.config.user)?;
             command.args([format!("--setuid={user}"), format!("--setgid={group}")]);
@@ -317,7 +332,12 @@ impl Config {
             user: text("User"),
             working_dir: text("WorkingDir"),
             ports: config["ExposedPorts"].as_object().into_iter().flatten().map(|(port, _)| port.clone()).collect(),
-            labels: config["Labels"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect(),
+            labels: config["Labels"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned()))
+                .collect(),
         }
     }
 

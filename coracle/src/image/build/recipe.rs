@@ -9,9 +9,16 @@ use anyhow::{Context, Result, bail};
 pub enum Instruction {
     /// None: from nothing (`scratch`).
     From(Option<String>),
-    Copy { sources: Vec<String>, target: String, owner: (u32, u32) },
+    Copy {
+        sources: Vec<String>,
+        target: String,
+        owner: (u32, u32),
+    },
     /// Unpacks a tar of the build's folder.
-    Add { archive: String, target: String },
+    Add {
+        archive: String,
+        target: String,
+    },
     Run(Vec<String>),
     Env(Vec<(String, String)>),
     Workdir(String),
@@ -79,7 +86,9 @@ fn instruction(text: &str) -> Result<Instruction> {
         "FROM" => Instruction::From((rest != "scratch").then(|| rest.to_owned())),
         "COPY" => copy(rest)?,
         "ADD" => match copy(rest)? {
-            Instruction::Copy { mut sources, target, .. } if sources.len() == 1 && is_archive(&sources[0]) => Instruction::Add { archive: sources.remove(0), target },
+            Instruction::Copy { mut sources, target, .. } if sources.len() == 1 && is_archive(&sources[0]) => {
+                Instruction::Add { archive: sources.remove(0), target }
+            }
             _ => bail!("ADD unpacks one .tar or .tar.gz of this folder here; for files use COPY"),
         },
         "RUN" => Instruction::Run(words(rest)?),
@@ -101,10 +110,16 @@ fn is_archive(name: &str) -> bool {
 fn copy(rest: &str) -> Result<Instruction> {
     let mut owner = (0, 0);
     let mut paths: Vec<String> = Vec::new();
-    let list: Vec<String> = if rest.starts_with('[') { serde_json::from_str(rest)? } else { rest.split_whitespace().map(str::to_owned).collect() };
+    let list: Vec<String> =
+        if rest.starts_with('[') { serde_json::from_str(rest)? } else { rest.split_whitespace().map(str::to_owned).collect() };
     for word in list {
         match word.strip_prefix("--") {
-            Some(flag) => owner = flag.strip_prefix("chown=").and_then(owner_of).with_context(|| format!("--{flag}: only --chown=UID[:GID] with numbers is known here"))?,
+            Some(flag) => {
+                owner = flag
+                    .strip_prefix("chown=")
+                    .and_then(owner_of)
+                    .with_context(|| format!("--{flag}: only --chown=UID[:GID] with numbers is known here"))?
+            }
             None => paths.push(word),
         }
     }

@@ -214,7 +214,9 @@ mod tests {
         }
         write_layer(&marks, File::create(&layer).unwrap()).unwrap();
         unpack(&layer, &to, true).unwrap();
-        let left = |folder: &str| sorted(&to.join(folder)).unwrap().iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let left = |folder: &str| {
+            sorted(&to.join(folder)).unwrap().iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect::<Vec<_>>()
+        };
         assert_eq!((left("a"), left("b")), (vec!["kept".to_owned()], vec!["new".to_owned()]));
     }
 }

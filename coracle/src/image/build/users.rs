@@ -11,7 +11,8 @@ pub fn find(root: &Path, user: &str) -> Result<(u32, u32)> {
     let (name, group) = user.split_once(':').map_or((user, None), |(name, group)| (name, Some(group)));
     let passwd = read("passwd");
     let entry = entry(&passwd, name);
-    let uid = name.parse().ok().or_else(|| entry.as_ref()?.get(2)?.parse().ok()).with_context(|| format!("the image has no user {name}"))?;
+    let uid =
+        name.parse().ok().or_else(|| entry.as_ref()?.get(2)?.parse().ok()).with_context(|| format!("the image has no user {name}"))?;
     let gid = match group {
         Some(group) => {
             let groups = read("group");

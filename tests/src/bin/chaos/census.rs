@@ -53,13 +53,19 @@ impl Census {
     pub fn pods_are_whole(&self) -> Result<()> {
         let of = |what: &str| self.0.get(what).copied().unwrap_or_default();
         let pods = of("sandbox, ready");
-        let wrong: Vec<String> = ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", "control group of a pod"]
-            .iter()
-            .filter(|what| of(what) != pods)
-            .map(|what| format!("{} × {what}", of(what)))
-            .collect();
+        let wrong: Vec<String> =
+            ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", "control group of a pod"]
+                .iter()
+                .filter(|what| of(what) != pods)
+                .map(|what| format!("{} × {what}", of(what)))
+                .collect();
         if !wrong.is_empty() || of("sandbox, dead") > 0 || of("container, dead") > 0 {
-            bail!("{pods} pods, but {}, {} dead sandboxes, {} dead containers", wrong.join(", "), of("sandbox, dead"), of("container, dead"));
+            bail!(
+                "{pods} pods, but {}, {} dead sandboxes, {} dead containers",
+                wrong.join(", "),
+                of("sandbox, dead"),
+                of("container, dead")
+            );
         }
         Ok(())
     }
@@ -113,7 +119,9 @@ fn count(cluster: &Cluster, machine: &Machine, counts: &mut BTreeMap<String, usi
 pub fn processes(cluster: &Cluster, machine: &Machine) -> Vec<Process> {
     let group = format!("/{}/", cluster.cgroup(machine));
     let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
-    all.flatten().filter(|process| fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).is_ok_and(|groups| groups.contains(&group))).collect()
+    all.flatten()
+        .filter(|process| fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).is_ok_and(|groups| groups.contains(&group)))
+        .collect()
 }
 
 fn lasting(process: &Process) -> Option<String> {
@@ -191,8 +199,13 @@ pub fn running(cluster: &Cluster, namespace: &str) -> Result<Vec<Running>> {
             Ok(runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers)
         })?;
         let label = |labels: &HashMap<String, String>, name: &str| labels.get(name).cloned().unwrap_or_default();
-        let running = listed.iter().filter(|c| c.state == ContainerState::ContainerRunning as i32 && label(&c.labels, POD_NAMESPACE) == namespace);
-        all.extend(running.map(|c| Running { machine: machine.name.clone(), pod: label(&c.labels, POD_UID), container: label(&c.labels, CONTAINER_NAME) }));
+        let running =
+            listed.iter().filter(|c| c.state == ContainerState::ContainerRunning as i32 && label(&c.labels, POD_NAMESPACE) == namespace);
+        all.extend(running.map(|c| Running {
+            machine: machine.name.clone(),
+            pod: label(&c.labels, POD_UID),
+            container: label(&c.labels, CONTAINER_NAME),
+        }));
     }
     let mut seen = BTreeSet::new();
     for one in &all {

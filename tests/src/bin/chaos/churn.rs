@@ -48,7 +48,9 @@ impl Churn {
         let outcome = match random.random_range(0..10) {
             0..5 => self.scale(n, random),
             5..7 => self.command(&format!("set env deployment/d{n} STEP={}", self.changes)),
-            7 => self.command(&format!("delete pod -l app=d{n} --field-selector=status.phase=Running --wait=false --grace-period=0 --force")),
+            7 => {
+                self.command(&format!("delete pod -l app=d{n} --field-selector=status.phase=Running --wait=false --grace-period=0 --force"))
+            }
             _ => self.job(),
         };
         self.changes += 1;
@@ -149,7 +151,8 @@ impl Churn {
     fn jobs_are_done(&self) -> Result<()> {
         let listed = self.kubectl.json("get jobs")?;
         for job in listed["items"].as_array().context("items")? {
-            let ended = job["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Complete" && c["status"] == "True");
+            let ended =
+                job["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Complete" && c["status"] == "True");
             if !ended {
                 bail!("job {} is not complete: {}", job["metadata"]["name"], job["status"]);
             }
@@ -158,7 +161,8 @@ impl Churn {
     }
 
     pub fn clear(self) -> Result<()> {
-        until(60, "delete the namespace", || self.kubectl.ok(&format!("delete namespace {NAMESPACE} --ignore-not-found --timeout=180s"))).map(drop)
+        until(60, "delete the namespace", || self.kubectl.ok(&format!("delete namespace {NAMESPACE} --ignore-not-found --timeout=180s")))
+            .map(drop)
     }
 }
 

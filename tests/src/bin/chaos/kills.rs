@@ -52,7 +52,18 @@ fn kind(process: &Process) -> Option<String> {
     match (program.as_str(), words.get(1).map(String::as_str)) {
         ("coracle", Some("supervise")) => None,
         ("coracle", Some("image-server")) => Some("image-server".into()),
-        ("containerd" | "etcd" | "kubelet" | "kube-proxy" | "kube-apiserver" | "kube-controller-manager" | "kube-scheduler" | "pause" | "dns", _) => Some(program),
+        (
+            "containerd"
+            | "etcd"
+            | "kubelet"
+            | "kube-proxy"
+            | "kube-apiserver"
+            | "kube-controller-manager"
+            | "kube-scheduler"
+            | "pause"
+            | "dns",
+            _,
+        ) => Some(program),
         (shim, _) if shim.starts_with("containerd-shim") => Some("containerd-shim".into()),
         _ if in_pod(process) => Some("container".into()),
         _ => Some("helper".into()),

@@ -45,7 +45,11 @@ pub const WORDS: &[(&str, &str, &str)] = &[
     (r"[Ee]xpected exactly 5 fields, found (\d+): .*", "expected exactly 5 fields, found $1", "a newer cron library"),
     (r"must be less than or equal to (\w+) limit of \S+", "must be less than or equal to $1 limit", "says the limit"),
     (r"only operator when scope", "when scope", "one more scope"),
-    (r", ResourceQuotaScopeBestEffort(,| and) ResourceQuotaScopeNotBestEffort( or ResourceQuotaScopeCrossNamespacePodAffinity)?", "", "the same"),
+    (
+        r", ResourceQuotaScopeBestEffort(,| and) ResourceQuotaScopeNotBestEffort( or ResourceQuotaScopeCrossNamespacePodAffinity)?",
+        "",
+        "the same",
+    ),
     (r#"uid[^a-z]*[0-9a-f-]{36}|'[0-9a-f-]{36}'"#, "uid", "each server's own"),
     (r#"supported values: .*"#, "supported values", "lists are sorted, and longer"),
 ];
@@ -55,13 +59,25 @@ pub const FIELDS: &[(&str, &str)] = &[
     (r#"^apiVersion: |^kind: "#, "an older version on stock's side"),
     (r"^[+-]?metadata\.(generation|managedFields|selfLink)", "generations of pods, jobs and more; no self links"),
     (r"^[+-]?status", "controllers differ in what they have got to"),
-    (r"^\+spec\.(internalTrafficPolicy|ipFamil|allocateLoadBalancerNodePorts)|^[+-]?spec\.(clusterIP|ports\[\]\.nodePort)", "Services of today; each server's addresses"),
+    (
+        r"^\+spec\.(internalTrafficPolicy|ipFamil|allocateLoadBalancerNodePorts)|^[+-]?spec\.(clusterIP|ports\[\]\.nodePort)",
+        "Services of today; each server's addresses",
+    ),
     (r"kube-api-access|default-token|projected", "tokens are projected"),
-    (r"kubernetes\.io/metadata\.name|node\.alpha\.kubernetes\.io|deployment\.kubernetes\.io/revision|seccomp\.security\.alpha", "labels and annotations of controllers and of old"),
+    (
+        r"kubernetes\.io/metadata\.name|node\.alpha\.kubernetes\.io|deployment\.kubernetes\.io/revision|seccomp\.security\.alpha",
+        "labels and annotations of controllers and of old",
+    ),
     (r"^\+spec\.(requiresRepublish|seLinuxMount|storageCapacity|fsGroupPolicy)", "CSI drivers of today"),
     (r"^\+spec\.extra", "the credential's id"),
-    (r"^\+spec\.(completionMode|podReplacementPolicy|suspend|manualSelector|ttlSecondsAfterFinished)|controller-uid|job-name", "jobs of today"),
-    (r"^\+spec\.(updateStrategy\.rollingUpdate\.maxSurge|persistentVolumeClaimRetentionPolicy|parameters\.scope|dataSourceRef)", "fields of today"),
+    (
+        r"^\+spec\.(completionMode|podReplacementPolicy|suspend|manualSelector|ttlSecondsAfterFinished)|controller-uid|job-name",
+        "jobs of today",
+    ),
+    (
+        r"^\+spec\.(updateStrategy\.rollingUpdate\.maxSurge|persistentVolumeClaimRetentionPolicy|parameters\.scope|dataSourceRef)",
+        "fields of today",
+    ),
     (r"^spec\.metrics|^[+-]spec\.metrics", "stock stores autoscalers as v1, which loses the order of metrics"),
     (r"^secrets|token-", "accounts no longer get token Secrets"),
     (r"^-spec\.selector\.matchLabels", "a budget's selector is replaced, not merged"),

@@ -10,8 +10,25 @@ pub struct Mutation {
 
 /// Fields whose keys are the user's.
 const MAPS: &[&str] = &[
-    "annotations", "binaryData", "capacity", "data", "default", "defaultRequest", "hard", "labels", "limits", "matchLabels", "max", "min",
-    "nodeSelector", "parameters", "podFixed", "requests", "selector", "stringData", "volumeAttributes",
+    "annotations",
+    "binaryData",
+    "capacity",
+    "data",
+    "default",
+    "defaultRequest",
+    "hard",
+    "labels",
+    "limits",
+    "matchLabels",
+    "max",
+    "min",
+    "nodeSelector",
+    "parameters",
+    "podFixed",
+    "requests",
+    "selector",
+    "stringData",
+    "volumeAttributes",
 ];
 /// Elements of a list that are changed one by one.
 const ELEMENTS: usize = 2;
@@ -118,7 +135,11 @@ fn variants_of(field: &str, value: &Value) -> Vec<(String, Value)> {
             if MAPS.contains(&field) {
                 let long = "a".repeat(80);
                 all.extend(named(vec![("bad key", plus("bad key!", json!("x"))), ("bad value", plus("k", json!("-bad value!")))]));
-                all.extend(named(vec![("number", plus("k", json!(1))), ("long key", plus(&long, json!("x"))), ("long value", plus("k", json!(long)))]));
+                all.extend(named(vec![
+                    ("number", plus("k", json!(1))),
+                    ("long key", plus(&long, json!("x"))),
+                    ("long value", plus("k", json!(long))),
+                ]));
             } else {
                 all.push(("unknown field".into(), plus("bogusField", json!("x"))));
             }
@@ -134,14 +155,18 @@ fn texts(text: &str) -> Vec<(String, Value)> {
     for bad in ["", "Bad_Name!", "-a", &long, "a/b", "bogus", "-1", ".5.", "256.1.1.1"] {
         all.push((format!("{:.12?}", &bad[..bad.len().min(12)]), json!(bad)));
     }
-    all.extend([("number", json!(7)), ("object", json!({})), ("list", json!(["a"])), ("flag", json!(true))].map(|(rule, value)| (rule.to_owned(), value)));
+    all.extend(
+        [("number", json!(7)), ("object", json!({})), ("list", json!(["a"])), ("flag", json!(true))]
+            .map(|(rule, value)| (rule.to_owned(), value)),
+    );
     let amount = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     if !amount.is_empty() && amount.bytes().all(|b| b.is_ascii_digit()) {
         for quantity in ["1.5.5", "1.23456789", "-5", "0", "1e3", "1024Mi", "0.5", "1500m"] {
             all.push((quantity.to_owned(), json!(quantity)));
         }
     }
-    let other_case: String = text.chars().map(|c| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() }).collect();
+    let other_case: String =
+        text.chars().map(|c| if c.is_ascii_uppercase() { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() }).collect();
     if other_case != text {
         all.push(("other case".into(), json!(other_case)));
     }

@@ -40,7 +40,9 @@ impl Side {
         let mut side = Side { client, stock, resources: BTreeMap::new() };
         let groups = side.get("/apis").await?;
         let mut versions = vec!["v1".to_owned()];
-        for version in groups["groups"].as_array().into_iter().flatten().flat_map(|group| group["versions"].as_array().into_iter().flatten()) {
+        for version in
+            groups["groups"].as_array().into_iter().flatten().flat_map(|group| group["versions"].as_array().into_iter().flatten())
+        {
             versions.push(version["groupVersion"].as_str().context("groupVersion")?.to_owned());
         }
         for version in versions {
@@ -64,7 +66,8 @@ impl Side {
 
     fn path(&self, seed: &Value, name: &str) -> Result<String> {
         let (version, kind) = (self.version_of(seed), seed["kind"].as_str().unwrap_or("").to_owned());
-        let (plural, namespaced) = self.resources.get(&(version.clone(), kind.clone())).with_context(|| format!("no {kind} in {version}"))?;
+        let (plural, namespaced) =
+            self.resources.get(&(version.clone(), kind.clone())).with_context(|| format!("no {kind} in {version}"))?;
         let namespace = if *namespaced { format!("/namespaces/{NAMESPACE}") } else { String::new() };
         let name = if name.is_empty() { String::new() } else { format!("/{name}") };
         Ok(format!("{}{namespace}/{plural}{name}", root(&version)))
