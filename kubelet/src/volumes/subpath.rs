@@ -142,10 +142,11 @@ mod tests {
             let (real, link, name) = (attacked.join("real"), attacked.join("link"), attacked.join("in"));
             symlink("../outside", &link).unwrap();
             while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
-                fs::rename(&name, &real).unwrap();
-                fs::rename(&link, &name).unwrap();
-                fs::rename(&name, &link).unwrap();
-                fs::rename(&real, &name).unwrap();
+                // In the gap the other side may make a directory of that name: it goes, and the game goes on.
+                drop(fs::rename(&name, &real).and_then(|()| fs::rename(&link, &name)).and_then(|()| fs::rename(&name, &link)));
+                while fs::rename(&real, &name).is_err() {
+                    drop(fs::remove_dir_all(&name));
+                }
             }
         });
         let inode = |path: &Path| fs::metadata(path).unwrap().ino();
