@@ -65,5 +65,6 @@ pub fn quotas_hold_and_give_back(spine: &Spine) -> Result<()> {
     })?;
     ensure_contains(&kubectl.ok("describe namespace c-quota")?, &["requests.cpu      500m  500m"])?;
     kubectl.ok("delete pod web --now")?;
-    until(10, "the room is used at once", || ensure_eq(kubectl.path("deployment/many", "{.status.replicas}")?, "5".into(), "replicas"))
+    // The ReplicaSet's creates back off while they are refused, twice as long each time.
+    until(40, "the room is used", || ensure_eq(kubectl.path("deployment/many", "{.status.replicas}")?, "5".into(), "replicas"))
 }

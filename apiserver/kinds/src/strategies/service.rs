@@ -582,7 +582,7 @@ mod tests {
             ),
             (
                 json!({"clusterIPs": ["10.96.0.7", "10.96.0.8"]}),
-                r#"spec.clusterIPs: Invalid value: ["10.96.0.7","10.96.0.8"]: may specify no more than one IP for each IP family"#,
+                r#"spec.clusterIPs: Invalid value: []string{"10.96.0.7", "10.96.0.8"}: may specify no more than one IP for each IP family"#,
             ),
             (
                 json!({"ipFamilies": ["IPv6"]}),
