@@ -1,5 +1,5 @@
 //! What Kubernetes says about invalid objects against what we say. Recorded from stock 1.20.2 by server-side dry run, then
-//! brought to v1.33: values print as JSON, and a few texts and field paths have changed since.
+//! brought to v1.33: a few texts and field paths have changed since.
 #![allow(clippy::unwrap_used)]
 
 use api::Gvk;

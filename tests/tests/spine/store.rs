@@ -68,7 +68,7 @@ pub fn etcd_away_and_back(spine: &Spine) -> Result<()> {
     spine.cluster.coracle(&["stop", "etcd"])?;
     let began = Instant::now();
     let refused = kubectl.fails("create configmap meanwhile --request-timeout=20s")?;
-    ensure_contains(&refused, &["Error from server"])?;
+    ensure_contains(&refused, &["error: failed to create configmap: etcd: "])?;
     ensure_contains(&kubectl.fails("get --raw /readyz?verbose")?, &["[-]etcd failed", "[+]ping ok"])?;
     if let Ok(fine) = spine.cluster.coracle(&["status"]) {
         bail!("status should show the outage:\n{fine}");
