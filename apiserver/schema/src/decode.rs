@@ -604,8 +604,8 @@ mod tests {
                 "Pod in version \"v1\" cannot be handled as a Deployment: converting (v1.Pod) to (apps.Deployment): unknown conversion".to_owned(),
             ),
             (
-                r#"{"kind":"Deployment","apiVersion":"apps/v1beta1"}"#,
-                "the API version in the data (apps/v1beta1) does not match the expected API version (apps/v1)".to_owned(),
+                r#"{"kind":"Deployment","apiVersion":"apps/v9"}"#,
+                "Deployment in version \"v9\" cannot be handled as a Deployment: no kind \"Deployment\" is registered for version \"apps/v9\" in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\"".to_owned(),
             ),
             (
                 r#"{"kind":"Deployment""#,
