@@ -226,7 +226,7 @@ impl Cache {
 
     /// All changes of one revision, so that no watcher sees a part of them.
     fn apply(&self, revision: u64, changes: Vec<Change>, transformer: &dyn Transformer, observe: &Observer) {
-        let mut by_kind: BTreeMap<usize, Vec<(Key, Option<Arc<Record>>)>> = BTreeMap::new();
+        let mut by_kind = BTreeMap::<usize, Vec<(Key, Option<Arc<Record>>)>>::new();
         for change in changes {
             let Some((at, key)) = self.locate(&change.key) else { continue };
             let kind = self.kinds[at].kind;

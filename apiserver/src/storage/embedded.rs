@@ -70,7 +70,7 @@ impl Embedded {
     /// An empty store in `dir`, whatever was there, with all its revisions greater than `above`.
     pub fn emptied(dir: &Path, above: Revision) -> anyhow::Result<Self> {
         match std::fs::remove_file(dir.join(FILE)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
             _ => Embedded::open_from(dir, above),
         }
     }

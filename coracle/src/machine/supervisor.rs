@@ -400,7 +400,7 @@ mod tests {
         ask(&socket, Request::Kill("sleep".into())).await;
         let pid = until(&socket, |report| report.state == State::Running).await.pid.unwrap();
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-        assert_eq!(words, "sleep\01002\0", "the next start has the new words");
+        assert_eq!(words, "sleep\x001002\0", "the next start has the new words");
         ask(&socket, Request::Stop("sleep".into())).await;
     }
 

@@ -69,7 +69,8 @@ fn claims_without_a_volume() {
     let first = "wait: WaitForFirstConsumer: waiting for first consumer to be created before binding";
     let (web, pods) = (["web".to_owned()], ["a".to_owned(), "b".to_owned()]);
     #[rustfmt::skip]
-    let table: Vec<(Value, Value, Vec<Arc<PersistentVolume>>, Option<&StorageClass>, Option<&str>, &[String], &str)> = vec![
+    type Row<'a> = (Value, Value, Vec<Arc<PersistentVolume>>, Option<&'a StorageClass>, Option<&'a str>, &'a [String], &'a str);
+    let table: Vec<Row> = vec![
         (none.clone(), none.clone(), vec![], None, None, &[], nothing),
         (none.clone(), json!({"storageClassName": ""}), vec![], None, Some("std"), &[], nothing),
         (none.clone(), none.clone(), vec![], None, Some("std"), &[], "class std"),
@@ -79,7 +80,15 @@ fn claims_without_a_volume() {
         (none.clone(), slow.clone(), vec![of_class.clone()], Some(&at_once), None, &[], "bind of-class"),
         (none.clone(), slow.clone(), vec![of_class], Some(&delayed), None, &[], first),
         (none.clone(), slow.clone(), vec![], Some(&delayed), None, &web, "wait: WaitForPodScheduled: waiting for pod web to be scheduled"),
-        (none.clone(), slow.clone(), vec![], Some(&delayed), None, &pods, "wait: WaitForPodScheduled: waiting for pods a,b to be scheduled"),
+        (
+            none.clone(),
+            slow.clone(),
+            vec![],
+            Some(&delayed),
+            None,
+            &pods,
+            "wait: WaitForPodScheduled: waiting for pods a,b to be scheduled",
+        ),
         (chosen, slow.clone(), vec![], Some(&delayed), None, &[], "provision"),
         (none, slow, vec![], Some(&at_once), None, &[], "provision"),
     ];

@@ -230,10 +230,9 @@ mod tests {
     use serde_json::Value;
 
     fn account() -> ServiceAccount {
-        let mut account = ServiceAccount::default();
-        account.metadata =
+        let metadata =
             ObjectMeta { name: Some("app".into()), namespace: Some("ns".into()), uid: Some("u1".into()), ..ObjectMeta::default() };
-        account
+        ServiceAccount { metadata, ..ServiceAccount::default() }
     }
 
     fn signer() -> Signer {

@@ -87,7 +87,7 @@ fn with(seed: &Value, path: &[String], value: Option<Value>) -> Value {
 
 fn walk(seed: &Value, value: &Value, path: &mut Vec<String>, found: &mut Vec<Mutation>) {
     let field = path.last().cloned().unwrap_or_default();
-    if !path.is_empty() && !(path.len() == 1 && matches!(field.as_str(), "apiVersion" | "kind")) {
+    if !(path.is_empty() || path.len() == 1 && matches!(field.as_str(), "apiVersion" | "kind")) {
         let variants = [("left out", None), ("null", Some(Value::Null))].into_iter().map(|(rule, value)| (rule.to_owned(), value));
         let others = variants_of(&field, value).into_iter().map(|(rule, value)| (rule, Some(value)));
         for (rule, replacement) in variants.chain(others) {
