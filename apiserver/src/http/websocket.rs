@@ -131,7 +131,8 @@ mod tests {
 
     #[test]
     fn messages_end_where_events_do() {
-        let cases: [(Contents, &[u8], &[&[u8]], &[u8]); 3] = [
+        type Case = (Contents, &'static [u8], &'static [&'static [u8]], &'static [u8]);
+        let cases: [Case; 3] = [
             (Contents::Bytes, b"a\nb", &[b"a\nb"], b""),
             (Contents::JsonEvents, b"{}\n{\"a\":1}\n{", &[b"{}\n", b"{\"a\":1}\n"], b"{"),
             (Contents::ProtobufEvents, b"\0\0\0\x01a\0\0\0\x02bc\0\0\0\x02d", &[b"a", b"bc"], b"\0\0\0\x02d"),

@@ -21,7 +21,7 @@ pub fn computes_and_stores(apps: &Apps) -> Result<()> {
     let values = json!({"12": "144", "90": "2880067194370816120"});
     until(30, "the worker", || ensure_eq(apps.json(PORT, "/api/values")?, values.clone(), "values"))?;
     ensure_eq(apps.json(PORT, "/api/seen")?, json!([12, 90]), "indices in Postgres")?;
-    let refused = apps.ask("POST", PORT, "/api/values", "{\"index\": 91}").map_or_else(|e| e.to_string(), |text| text);
+    let refused = apps.ask("POST", PORT, "/api/values", "{\"index\": 91}").unwrap_or_else(|e| e.to_string());
     ensure_contains(&refused, &["the index must be a number from 0 to 90"])?;
     ensure_eq(kubectl.path("pvc/postgres", "{.status.phase}")?, "Bound".into(), "claim")?;
     ensure_contains(&kubectl.ok("get ingress fibonacci")?, &["fibonacci"])
