@@ -21,7 +21,7 @@ STATIC := pause dns
 .PHONY: help setup build up down status test unit cluster-test apps-test chaos bench stock-diff conformance lint
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 setup:
 	@scripts/setup
