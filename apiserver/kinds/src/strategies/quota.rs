@@ -12,34 +12,12 @@ use api::names;
 use serde_json::Value;
 
 use crate::meta::{IMMUTABLE, validate_object_meta_update};
-use crate::validation::container::{container_resource_name, resource_amount};
+use crate::validation::container::{STANDARD_RESOURCES, container_resource_name, resource_amount};
 use crate::validation::field::{invalid, json, quantity, with};
 use crate::value::list;
 use crate::{Kind, Strategy};
 
 const QUALIFIED: &str = "must be a standard resource type or fully qualified";
-const STANDARD: &[&str] = &[
-    "configmaps",
-    "cpu",
-    "ephemeral-storage",
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "memory",
-    "persistentvolumeclaims",
-    "pods",
-    "replicationcontrollers",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
-    "requests.storage",
-    "resourcequotas",
-    "secrets",
-    "services",
-    "services.loadbalancers",
-    "services.nodeports",
-    "storage",
-];
 const SCOPES: &[&str] = &["BestEffort", "CrossNamespacePodAffinity", "NotBestEffort", "NotTerminating", "PriorityClass", "Terminating"];
 
 /// What a scope may limit: pods and what they compute with.
@@ -49,7 +27,7 @@ const POD_RESOURCES: &[&str] = &["cpu", "limits.cpu", "limits.memory", "memory",
 fn resource_name(path: &Path, name: &str) -> ErrorList {
     let errors = invalid(path, name, names::is_qualified_name(name));
     let huge = name.starts_with("hugepages-") || name.starts_with("requests.hugepages-");
-    if errors.is_empty() && !name.contains('/') && !huge && !STANDARD.contains(&name) {
+    if errors.is_empty() && !name.contains('/') && !huge && !STANDARD_RESOURCES.contains(&name) {
         return vec![Error::invalid(path, name, QUALIFIED)];
     }
     errors
@@ -59,7 +37,7 @@ fn resource_name(path: &Path, name: &str) -> ErrorList {
 fn quota_name(path: &Path, name: &str) -> ErrorList {
     let mut errors = resource_name(path, name);
     let huge = name.starts_with("hugepages-") || name.starts_with("requests.hugepages-");
-    if !name.contains('/') && !huge && (name == "storage" || !STANDARD.contains(&name)) {
+    if !name.contains('/') && !huge && (name == "storage" || !STANDARD_RESOURCES.contains(&name)) {
         errors.push(Error::invalid(path, name, "must be a standard resource for quota"));
     }
     errors
@@ -86,7 +64,7 @@ fn limits_pods(scope: &str, name: &str) -> bool {
 
 fn unscopable<'a>(spec: &'a ResourceQuotaSpec, scope: &'a str) -> impl Iterator<Item = &'a String> {
     let names = spec.hard.iter().flat_map(|hard| hard.keys());
-    names.filter(move |name| *name != "storage" && STANDARD.contains(&name.as_str()) && !limits_pods(scope, name))
+    names.filter(move |name| *name != "storage" && STANDARD_RESOURCES.contains(&name.as_str()) && !limits_pods(scope, name))
 }
 
 fn conflicting(scopes: &BTreeSet<&str>) -> usize {

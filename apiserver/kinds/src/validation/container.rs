@@ -459,33 +459,38 @@ fn resource_entry(path: &Path, name: &str, amount: &K8sQuantity) -> ErrorList {
     errors
 }
 
+/// Resources whose names need no domain: what containers ask for, and what quotas count.
+pub const STANDARD_RESOURCES: &[&str] = &[
+    "configmaps",
+    "cpu",
+    "ephemeral-storage",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
+];
+
 /// What a container may ask for: standard, or of somebody's domain.
 pub fn container_resource_name(path: &Path, name: &str) -> ErrorList {
-    const OTHER_STANDARD: &[&str] = &[
-        "configmaps",
-        "limits.cpu",
-        "limits.ephemeral-storage",
-        "limits.memory",
-        "persistentvolumeclaims",
-        "pods",
-        "replicationcontrollers",
-        "requests.cpu",
-        "requests.ephemeral-storage",
-        "requests.memory",
-        "requests.storage",
-        "resourcequotas",
-        "secrets",
-        "services",
-        "services.loadbalancers",
-        "services.nodeports",
-        "storage",
-    ];
     let mut errors = invalid(path, name, names::is_qualified_name(name));
     let of_containers = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     match name.split_once('/') {
         None if of_containers => {}
         None => {
-            if errors.is_empty() && !OTHER_STANDARD.contains(&name) && !name.starts_with("requests.hugepages-") {
+            if errors.is_empty() && !STANDARD_RESOURCES.contains(&name) && !name.starts_with("requests.hugepages-") {
                 errors.push(Error::invalid(path, name, "must be a standard resource type or fully qualified"));
             }
             errors.push(Error::invalid(path, name, "must be a standard resource for containers"));
