@@ -47,7 +47,7 @@ status:
 test: unit cluster-test
 
 unit: build
-	cargo test --release --workspace --exclude tests
+	cargo test --release --workspace --exclude tests --no-fail-fast
 
 # Every stage on the embedded store; on etcd those that a store could break, and those about etcd.
 ON_ETCD := nodes_are_ready every_process up_again apply_file get_in_every delete_in_every killed errors no_request_is_lost store
