@@ -60,6 +60,9 @@ pub struct Config {
     /// How much to log: 0 warnings, 2 what happens, 4 each sync, 6 each request.
     #[arg(short = 'v', long = "v", default_value_t = 2)]
     pub verbosity: u8,
+    /// The commit this program was built from, for `/version`; from the program, so that a new commit compiles no library.
+    #[arg(skip)]
+    pub git_commit: &'static str,
 }
 
 /// Where the state is: in the embedded store, or in etcd if servers are given.

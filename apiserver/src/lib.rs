@@ -119,6 +119,7 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
             anyone: TlsConnector::from(Arc::new(tls::anyone()?)),
         },
         discovery: discovery::Discovery::new(address),
+        git_commit: config.git_commit,
         metrics: Metrics::new(),
         shutdown,
         ready: AtomicBool::new(false),

@@ -18,6 +18,6 @@ fn main() -> ExitCode {
         let flags = CopyFlags::parse_from(program.into_iter().chain(words));
         return machinery::shell::run("copy-store", 0, |_| async move { copy::run(&flags).await.map(|copied| println!("{copied}")) });
     }
-    let config = Config::parse();
+    let config = Config { git_commit: option_env!("GIT_COMMIT").unwrap_or_default(), ..Config::parse() };
     machinery::shell::run("kube-apiserver", config.verbosity, |shutdown| kube_apiserver::run(config, shutdown))
 }

@@ -64,6 +64,8 @@ pub struct App {
     pub token_discovery: TokenDiscovery,
     pub backends: Backends,
     pub discovery: Discovery,
+    /// Empty when it was built outside of a repository.
+    pub git_commit: &'static str,
     pub metrics: Metrics,
     pub shutdown: CancellationToken,
     /// Bootstrap objects are there; `/readyz` says so.

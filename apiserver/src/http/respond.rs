@@ -43,6 +43,14 @@ pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> A
     response
 }
 
+/// Indented, for the few documents that upstream writes for people.
+pub fn pretty(code: u16, body: &impl Serialize) -> Answer {
+    match serde_json::to_vec_pretty(body) {
+        Ok(encoded) => bytes(code, "application/json", encoded),
+        Err(error) => status(&Status::internal(error), Want::JSON),
+    }
+}
+
 pub fn json(code: u16, body: &impl Serialize) -> Answer {
     match serde_json::to_vec(body) {
         Ok(mut encoded) => {
