@@ -1,4 +1,4 @@
-//! What is on the machines: processes, mounts, network namespaces, devices, addresses, control groups, folders, containers.
+//! What is on the machines: processes, mounts, network namespaces, devices, addresses, routes, rules, control groups, folders, containers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -11,10 +11,20 @@ use coracle::machine::{self, cgroup};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{ContainerState, ListContainersRequest, ListPodSandboxRequest};
 use procfs::process::Process;
+use serde_json::Value;
 use tonic::transport::{Channel, Uri};
 
 /// Where the network plugin notes addresses.
 const ADDRESSES: &str = "run/cni-ipam-state";
+const POD_GROUP: &str = "control group of a pod";
+/// Folders with an entry for each of what they are counted as.
+const FOLDERS: &[(&str, &str)] = &[
+    ("folder of a pod", "var/lib/kubelet/pods"),
+    ("folder of a pod's logs", "var/log/pods"),
+    ("folder of a claim", "var/lib/coracle/volumes"),
+    ("folder of a task", "run/containerd/io.containerd.runtime.v2.task/k8s.io"),
+];
+const POD_NAME: &str = "io.kubernetes.pod.name";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const CONTAINER_NAME: &str = "io.kubernetes.container.name";
@@ -32,12 +42,24 @@ impl fmt::Display for Census {
     }
 }
 
-/// A running container.
-pub struct Running {
+/// A container or, where `container` is empty, a sandbox, as a machine's runtime tells of it.
+#[derive(Debug, Clone)]
+pub struct Found {
     pub machine: String,
-    /// The pod's uid.
+    pub id: String,
+    /// The pod's name and uid.
+    pub name: String,
     pub pod: String,
     pub container: String,
+    pub state: Life,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Made, never started.
+    New,
+    Running,
+    Over,
 }
 
 impl Census {
@@ -54,7 +76,7 @@ impl Census {
         let of = |what: &str| self.0.get(what).copied().unwrap_or_default();
         let pods = of("sandbox, ready");
         let wrong: Vec<String> =
-            ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", "control group of a pod"]
+            ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", POD_GROUP]
                 .iter()
                 .filter(|what| of(what) != pods)
                 .map(|what| format!("{} × {what}", of(what)))
@@ -104,11 +126,18 @@ fn count(cluster: &Cluster, machine: &Machine, counts: &mut BTreeMap<String, usi
         let addresses = names(&root.join(ADDRESSES).join(network));
         add("address".into(), addresses.iter().filter(|name| name.parse::<std::net::IpAddr>().is_ok()).count());
     }
-    add("folder of a pod".into(), names(&root.join("var/lib/kubelet/pods")).len());
-    add("folder of a pod's logs".into(), names(&root.join("var/log/pods")).len());
-    let memory = cgroup::roots().into_iter().find(|root| root.ends_with("memory") || root.join("cgroup.controllers").exists());
-    let groups = memory.context("control groups")?.join(cluster.cgroup(machine)).join("kubepods");
-    add("control group of a pod".into(), pod_groups(&groups));
+    for (what, folder) in FOLDERS {
+        add((*what).into(), names(&root.join(folder)).len());
+    }
+    for (what, number) in rules(cluster, machine)? {
+        add(what, number);
+    }
+    for root in cgroup::roots() {
+        // On a hybrid host a kubelet of v1 has no use for the v2 hierarchy, but a runtime may.
+        let hierarchy = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let pods = pod_groups(&root.join(cluster.cgroup(machine)).join("kubepods"));
+        add(if hierarchy == "memory" || hierarchy == "cgroup" { POD_GROUP.into() } else { format!("{POD_GROUP} in {hierarchy}") }, pods);
+    }
     for (what, number) in in_runtime(cluster, machine)? {
         add(what, number);
     }
@@ -129,7 +158,8 @@ fn lasting(process: &Process) -> Option<String> {
     let words = process.cmdline().ok()?;
     let program = words.first().and_then(|word| word.rsplit('/').next()).unwrap_or(&stat.comm).to_owned();
     if stat.state == 'Z' {
-        return Some("(dead, not collected)".into());
+        // The host's first process takes its time with what others left to it.
+        return (stat.ppid != 1).then(|| "(dead, not collected)".into());
     }
     let passing = ["runc", "ip", "nft", "conntrack", "iptables", "ptp", "portmap", "host-local", "loopback"];
     if program.starts_with("containerd-shim") {
@@ -144,8 +174,28 @@ fn mount_kind(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let place = words.get(4).copied().unwrap_or_default();
     let kind = words.iter().position(|word| *word == "-").and_then(|at| words.get(at + 1)).copied().unwrap_or_default();
-    let general: Vec<&str> = place.split('/').map(|part| if part.len() > 30 || part.starts_with("cni-") { "*" } else { part }).collect();
+    let of_a_pod = |part: &str| part.len() > 30 || part.starts_with("cni-") || part.starts_with("kube-api-access-");
+    let general: Vec<&str> = place.split('/').map(|part| if of_a_pod(part) { "*" } else { part }).collect();
     format!("{kind} at {}", general.join("/"))
+}
+
+/// What of the machine's network rules comes and goes with Services and pods.
+fn rules(cluster: &Cluster, machine: &Machine) -> Result<Vec<(String, usize)>> {
+    let run = |words: &str| machine::run(cluster, machine, &words.split(' ').map(String::from).collect::<Vec<_>>());
+    let routes = run("ip -4 route")?.lines().count();
+    let ruleset: Value = serde_json::from_str(&run("nft -j list ruleset")?)?;
+    let mut counts = BTreeMap::from([("route".to_owned(), routes), ("rule of a host port".to_owned(), 0)]);
+    for item in ruleset["nftables"].as_array().into_iter().flatten() {
+        let Some((kind, fields)) = item.as_object().and_then(|item| item.iter().next()) else { continue };
+        if fields.to_string().contains("CNI-DN-") {
+            *counts.entry("rule of a host port".to_owned()).or_default() += 1;
+        }
+        if fields["table"] == "kube-proxy" {
+            let number = if ["set", "map"].contains(&kind.as_str()) { fields["elem"].as_array().map_or(0, Vec::len) } else { 1 };
+            *counts.entry(format!("kube-proxy's {kind}")).or_default() += number;
+        }
+    }
+    Ok(counts.into_iter().collect())
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -190,28 +240,34 @@ fn in_runtime(cluster: &Cluster, machine: &Machine) -> Result<Vec<(String, usize
     })
 }
 
-/// The namespace's running containers on all machines. Errors: one of them runs twice.
-pub fn running(cluster: &Cluster, namespace: &str) -> Result<Vec<Running>> {
-    let mut all: Vec<Running> = Vec::new();
+/// The namespace's sandboxes and containers on a machine.
+pub fn found(cluster: &Cluster, machine: &Machine, namespace: &str) -> Result<Vec<Found>> {
+    let (sandboxes, containers) = block_on(async {
+        let mut runtime = runtime(cluster, machine).await?;
+        let sandboxes = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+        let containers = runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+        Ok((sandboxes, containers))
+    })?;
+    let found = |id: String, labels: &HashMap<String, String>, state: Life| {
+        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+        let (name, pod, container) = (label(POD_NAME), label(POD_UID), label(CONTAINER_NAME));
+        (label(POD_NAMESPACE) == namespace).then(|| Found { machine: machine.name.clone(), id, name, pod, container, state })
+    };
+    let life = |state: i32| match ContainerState::try_from(state) {
+        Ok(ContainerState::ContainerCreated) => Life::New,
+        Ok(ContainerState::ContainerRunning) => Life::Running,
+        _ => Life::Over,
+    };
+    let sandboxes = sandboxes.into_iter().filter_map(|s| found(s.id, &s.labels, if s.state == 0 { Life::Running } else { Life::Over }));
+    let containers = containers.into_iter().filter_map(|c| found(c.id, &c.labels, life(c.state)));
+    Ok(sandboxes.chain(containers).collect())
+}
+
+/// The namespace's running containers on all machines.
+pub fn running(cluster: &Cluster, namespace: &str) -> Result<Vec<Found>> {
+    let mut all = Vec::new();
     for machine in &cluster.machines {
-        let listed = block_on(async {
-            let mut runtime = runtime(cluster, machine).await?;
-            Ok(runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers)
-        })?;
-        let label = |labels: &HashMap<String, String>, name: &str| labels.get(name).cloned().unwrap_or_default();
-        let running =
-            listed.iter().filter(|c| c.state == ContainerState::ContainerRunning as i32 && label(&c.labels, POD_NAMESPACE) == namespace);
-        all.extend(running.map(|c| Running {
-            machine: machine.name.clone(),
-            pod: label(&c.labels, POD_UID),
-            container: label(&c.labels, CONTAINER_NAME),
-        }));
-    }
-    let mut seen = BTreeSet::new();
-    for one in &all {
-        if !seen.insert((&one.pod, &one.container)) {
-            bail!("container {} of pod {} runs twice, once on {}", one.container, one.pod, one.machine);
-        }
+        all.extend(found(cluster, machine, namespace)?.into_iter().filter(|one| one.state == Life::Running && !one.container.is_empty()));
     }
     Ok(all)
 }

@@ -1,9 +1,13 @@
-//! Who is killed, and how often each was.
+//! Who is killed, and how often each was. Beside processes: machines are turned off and on again, and their cables pulled.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, Result, bail};
 use coracle::cluster::{Cluster, Machine};
+use coracle::{host, machine};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
@@ -13,31 +17,117 @@ use rand::seq::IndexedRandom;
 
 use crate::census;
 
-#[derive(Debug, Default)]
-pub struct Tally(BTreeMap<String, usize>);
+/// How long a cable stays out, in seconds: too short for anyone to notice, or long enough for the node to count as lost.
+const CUT: std::ops::Range<u64> = 2..60;
 
-impl fmt::Display for Tally {
+pub struct Kills {
+    cluster: Cluster,
+    tally: BTreeMap<String, usize>,
+    /// `coracle up`, at work on a machine that was turned off.
+    repair: Option<Child>,
+    cut: Option<(Machine, Instant)>,
+}
+
+impl fmt::Display for Kills {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, times) in &self.0 {
+        for (name, times) in &self.tally {
             writeln!(f, "  {times:>4}  {name}")?;
         }
         Ok(())
     }
 }
 
-/// Kinds of victims get equal chances, then each process of the kind: else the many containers would take all.
-pub fn kill_one(cluster: &Cluster, random: &mut StdRng, tally: &mut Tally) {
-    let machine = &cluster.machines[random.random_range(0..cluster.machines.len())];
-    let mut kinds: BTreeMap<String, Vec<i32>> = BTreeMap::new();
-    for process in census::processes(cluster, machine) {
-        if let Some(kind) = kind(&process) {
-            kinds.entry(kind).or_default().push(process.pid);
+impl Kills {
+    pub fn new(cluster: &Cluster) -> Kills {
+        Kills { cluster: cluster.clone(), tally: BTreeMap::new(), repair: None, cut: None }
+    }
+
+    pub fn count(&self) -> usize {
+        self.tally.values().sum()
+    }
+
+    /// Mostly one process; sometimes several at once, a whole machine, or a cable.
+    pub fn strike(&mut self, random: &mut StdRng) -> Result<()> {
+        if self.cut.as_ref().is_some_and(|(_, until)| Instant::now() >= *until) {
+            self.heal()?;
+        }
+        if let Some(repair) = &mut self.repair
+            && repair.try_wait()?.is_some()
+        {
+            self.repair = None;
+        }
+        let all = &self.cluster.machines;
+        let machine = all[random.random_range(0..all.len())].clone();
+        match random.random_range(0..24) {
+            0 if self.repair.is_none() => self.turn_off(&machine),
+            1 if self.cut.is_none() => {
+                host::set_cable(&self.cluster, &machine, false)?;
+                self.note(format!("cable ({})", role(&machine)));
+                self.cut = Some((machine, Instant::now() + Duration::from_secs(random.random_range(CUT))));
+                Ok(())
+            }
+            2..6 => {
+                (0..3).for_each(|_| self.kill_one(&machine, random));
+                Ok(())
+            }
+            _ => {
+                self.kill_one(&machine, random);
+                Ok(())
+            }
         }
     }
-    let names: Vec<&String> = kinds.keys().collect();
-    let Some((name, pid)) = names.choose(random).and_then(|name| Some(((*name).clone(), *kinds[*name].choose(random)?))) else { return };
-    if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
-        *tally.0.entry(format!("{name} ({})", role(machine))).or_default() += 1;
+
+    fn note(&mut self, what: String) {
+        println!("{} killed {what}", jiff::Timestamp::now().strftime("%T%.3f"));
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    /// Kinds of victims get equal chances, then each process of the kind: else the many containers would take all.
+    fn kill_one(&mut self, machine: &Machine, random: &mut StdRng) {
+        let mut kinds: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+        for process in census::processes(&self.cluster, machine) {
+            if let Some(kind) = kind(&process) {
+                kinds.entry(kind).or_default().push(process.pid);
+            }
+        }
+        let names: Vec<&String> = kinds.keys().collect();
+        let Some((name, pid)) = names.choose(random).and_then(|name| Some(((*name).clone(), *kinds[*name].choose(random)?))) else { return };
+        if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+            self.note(format!("{name} ({})", role(machine)));
+        }
+    }
+
+    /// Kills the machine's first process, and with `up` pushes its button again.
+    fn turn_off(&mut self, machine: &Machine) -> Result<()> {
+        let Ok(state) = machine::state(&self.cluster, machine) else { return Ok(()) };
+        kill(Pid::from_raw(i32::try_from(state.pid)?), Signal::SIGKILL)?;
+        self.note(format!("machine ({})", role(machine)));
+        let coracle = tests::cluster::programs()?.join("coracle");
+        let mut up = Command::new(coracle);
+        up.args(["up", "--name", &self.cluster.name]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.repair = Some(up.spawn().context("start coracle up")?);
+        Ok(())
+    }
+
+    fn heal(&mut self) -> Result<()> {
+        match self.cut.take() {
+            // A machine that was turned off has lost its cable; `up` plugs in a new one.
+            Some((machine, _)) if host::link_exists(&self.cluster.cable(&machine)) => host::set_cable(&self.cluster, &machine, true),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nobody is killed any more: cables are in, machines are on.
+    pub fn end(&mut self) -> Result<()> {
+        self.heal()?;
+        if let Some(mut repair) = self.repair.take() {
+            repair.wait()?;
+        }
+        let up = Command::new(tests::cluster::programs()?.join("coracle")).args(["up", "--name", &self.cluster.name]).output()?;
+        if !up.status.success() {
+            bail!("coracle up: {}", String::from_utf8_lossy(&up.stderr));
+        }
+        Ok(())
     }
 }
 

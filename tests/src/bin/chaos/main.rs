@@ -3,12 +3,15 @@
 //!
 //! ```text
 //! up ── settle, count ([`census`]) ── churn ([`churn`]) and kill ([`kills`]) for some minutes ── wanted = actual? ── clear ── settle, count: equal?
+//!                                     └ look all the time whether anything runs twice ([`witness`])
 //! ```
 //! A seed, printed, gives the same order of deeds again (not the same races).
 
 mod census;
 mod churn;
 mod kills;
+mod objects;
+mod witness;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -22,6 +25,8 @@ use tests::{ensure_eq, until};
 
 use census::Census;
 use churn::Churn;
+use kills::Kills;
+use witness::Witness;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -88,24 +93,41 @@ fn under_chaos(cluster: &Cluster, seed: u64, length: Duration) -> Result<()> {
     let before = settled(cluster, &record, None)?;
     println!("before:\n{before}");
     let mut churn = Churn::start(cluster)?;
-    let mut killed = kills::Tally::default();
+    let witness = Witness::start(&record, churn::NAMESPACE);
+    let mut kills = Kills::new(&record);
     let (end, mut next_kill) = (Instant::now() + length, Instant::now());
     while Instant::now() < end {
         churn.change(&mut random);
         if Instant::now() >= next_kill {
-            kills::kill_one(&record, &mut random, &mut killed);
+            kills.strike(&mut random)?;
             next_kill = Instant::now() + Duration::from_millis(random.random_range(BETWEEN_KILLS));
         }
         std::thread::sleep(BETWEEN_CHANGES);
     }
-    println!("\n{} changes of what is wanted ({} refused for the moment); killed:\n{killed}", churn.changes, churn.refused);
-    until(60, "every process is healthy", || cluster.coracle(&["status"]))?;
+    println!("\n{} changes of what is wanted ({} refused for the moment); {} kills:\n{kills}", churn.changes, churn.refused, kills.count());
     let began = Instant::now();
-    churn.settle(&mut random)?;
-    until(SETTLE, "what is wanted is what is there", || churn.check(&record))?;
-    println!("wanted = actual {:.1} s after the last kill", began.elapsed().as_secs_f64());
+    until(SETTLE, "every machine is up", || kills.end())?;
+    until(60, "every process is healthy", || cluster.coracle(&["status"]))?;
+    churn.settle()?;
+    let settled_in = until(SETTLE, "what is wanted is what is there", || churn.check(&record).map(|()| began.elapsed()));
+    // What runs twice explains the rest.
+    println!("{}", witness.end()?);
+    println!("wanted = actual {:.1} s after the last kill", settled_in?.as_secs_f64());
+    nothing_twice(&record)?;
     churn.clear()?;
     settled(cluster, &record, Some(&before)).map(drop)
+}
+
+/// What members of StatefulSets that found another in their place have written down.
+fn nothing_twice(record: &coracle::cluster::Cluster) -> Result<()> {
+    for machine in &record.machines {
+        for volume in std::fs::read_dir(record.machine_dir(machine).join("lib/coracle/volumes")).into_iter().flatten().flatten() {
+            if let Ok(members) = std::fs::read_to_string(volume.path().join(objects::TWICE)) {
+                bail!("two at once had the volume {} on {}: {members}", volume.path().display(), machine.name);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Starts the pods that are always there anew (killed ones leave a dead container for `kubectl logs --previous`), waits for quiet, and counts.
