@@ -3,6 +3,7 @@
 //! A sync that looks at a cache which lags behind its own writes would create or delete a second time. So a key's
 //! pods are counted off: the sync states what it is about to do, the informer's handler reports what arrived, and
 //! until both agree the sync touches no pods. After five minutes the books are closed, as an event may be lost.
+//! An owner that is made again under its old name begins with clean books: nothing of its forerunner's is waited for or counted.
 //!
 //! Upstream: `pkg/controller/controller_utils.go`, ControllerExpectations and UIDTrackingControllerExpectations.
 
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 use api::key::Key;
 use parking_lot::Mutex;
 
+use super::meta;
+use super::write::Object;
+
 const TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Default)]
@@ -20,6 +24,8 @@ pub struct Expectations {
 }
 
 struct Entry {
+    /// The owner's UID.
+    owner: String,
     creations: usize,
     /// By UID: a pod is reported gone twice, when its deletion starts and when it ends.
     deletions: HashSet<String>,
@@ -27,27 +33,35 @@ struct Entry {
 }
 
 impl Expectations {
-    /// May this key's pods be changed?
-    pub fn satisfied(&self, key: &Key) -> bool {
-        self.satisfied_at(key, Instant::now())
+    /// May this owner's pods be changed?
+    pub fn satisfied(&self, owner: &impl Object) -> bool {
+        self.satisfied_at(&meta::key(owner), meta::uid(owner), Instant::now())
     }
 
-    fn satisfied_at(&self, key: &Key, now: Instant) -> bool {
+    fn satisfied_at(&self, key: &Key, owner: &str, now: Instant) -> bool {
         let open = self.open.lock();
-        open.get(key).is_none_or(|entry| (entry.creations == 0 && entry.deletions.is_empty()) || now.duration_since(entry.since) > TIMEOUT)
+        let Some(entry) = open.get(key).filter(|entry| entry.owner == owner) else { return true };
+        (entry.creations == 0 && entry.deletions.is_empty()) || now.duration_since(entry.since) > TIMEOUT
     }
 
     /// Call before the writes; replaces what was expected before.
-    pub fn expect(&self, key: &Key, creations: usize, deletions: impl IntoIterator<Item = String>) {
-        let entry = Entry { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
-        self.open.lock().insert(key.clone(), entry);
+    pub fn expect(&self, owner: &impl Object, creations: usize, deletions: impl IntoIterator<Item = String>) {
+        self.enter(meta::key(owner), meta::uid(owner), creations, deletions);
     }
 
-    /// A creation was seen, or did not happen.
-    pub fn created(&self, key: &Key) {
-        self.give_up_creations(key, 1);
+    fn enter(&self, key: Key, owner: &str, creations: usize, deletions: impl IntoIterator<Item = String>) {
+        let entry = Entry { owner: owner.to_owned(), creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
+        self.open.lock().insert(key, entry);
     }
 
+    /// A creation was seen; `owner` is the UID in the pod's reference.
+    pub fn created(&self, key: &Key, owner: &str) {
+        if let Some(entry) = self.open.lock().get_mut(key).filter(|entry| entry.owner == owner) {
+            entry.creations = entry.creations.saturating_sub(1);
+        }
+    }
+
+    /// These creations did not happen.
     pub fn give_up_creations(&self, key: &Key, count: usize) {
         if let Some(entry) = self.open.lock().get_mut(key) {
             entry.creations = entry.creations.saturating_sub(count);
@@ -74,14 +88,18 @@ mod tests {
     #[test]
     fn a_key_waits_until_everything_was_seen_or_time_is_up() {
         let (books, key) = (Expectations::default(), Key::new("default", "web"));
-        assert!(books.satisfied(&key));
-        books.expect(&key, 2, ["u1".to_owned()]);
-        books.created(&key);
+        let satisfied = |owner: &str| books.satisfied_at(&key, owner, Instant::now());
+        assert!(satisfied("o1"));
+        books.enter(key.clone(), "o1", 2, ["u1".to_owned()]);
+        books.created(&key, "o1");
         books.deleted(&key, "u1");
         books.deleted(&key, "u1");
-        assert!(!books.satisfied(&key));
-        assert!(books.satisfied_at(&key, Instant::now() + TIMEOUT + Duration::from_secs(1)));
-        books.created(&key);
-        assert!(books.satisfied(&key));
+        assert!(!satisfied("o1"));
+        assert!(books.satisfied_at(&key, "o1", Instant::now() + TIMEOUT + Duration::from_secs(1)));
+        books.created(&key, "another");
+        assert!(!satisfied("o1"), "a pod of another owner of that name");
+        assert!(satisfied("o2"), "an owner made again under the name waits for nothing");
+        books.created(&key, "o1");
+        assert!(satisfied("o1"));
     }
 }

@@ -58,18 +58,18 @@ impl PodControl {
         result
     }
 
-    /// Events: SuccessfulDelete, FailedDelete. A pod that is gone already counts as deleted, without a word.
-    pub async fn delete<O: Object>(&self, owner: &O, pod: &Pod) -> kube::Result<()> {
+    /// Whether the pod was there. Events: SuccessfulDelete, FailedDelete; none for a pod that is gone already.
+    pub async fn delete<O: Object>(&self, owner: &O, pod: &Pod) -> kube::Result<bool> {
         match write::delete::<Pod>(&self.client, &meta::key(pod), &DeleteParams::default()).await {
             Ok(()) => self.tell(owner, "SuccessfulDelete", format!("Deleted pod: {}", meta::name(pod))),
-            Err(error) if write::is_not_found(&error) => {}
+            Err(error) if write::is_not_found(&error) => return Ok(false),
             Err(error) => {
                 let text = format!("Error deleting: {}", write::message(&error));
                 self.recorder.warning(&meta::reference(owner), "FailedDelete", text);
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn tell<O: Object>(&self, owner: &O, reason: &str, message: String) {
@@ -83,7 +83,7 @@ impl PodControl {
         let (skipped, error) = slow_start(pods, |pod| async move {
             let result = self.create(owner, &pod).await;
             if result.is_err() {
-                books.created(key);
+                books.give_up_creations(key, 1);
             }
             match result {
                 Err(error) if write::is_namespace_terminating(&error) => Ok(()),
@@ -95,15 +95,16 @@ impl PodControl {
         error.map_or(Ok(()), Err)
     }
 
-    /// Deletes under expectations: what fails is taken off the books at once.
+    /// Deletes under expectations: what fails is taken off the books at once, and so is what was gone, as the informer may have
+    /// told of that before it was expected.
     pub async fn delete_all<O: Object>(&self, owner: &O, books: &Expectations, pods: &[Arc<Pod>]) -> kube::Result<()> {
         let key = meta::key(owner);
         let deletions = pods.iter().map(|pod| async {
             let result = self.delete(owner, pod).await;
-            if result.is_err() {
+            if !matches!(result, Ok(true)) {
                 books.deleted(&key, meta::uid(&**pod));
             }
-            result
+            result.map(drop)
         });
         futures::future::join_all(deletions).await.into_iter().collect()
     }
@@ -144,7 +145,7 @@ pub fn watch_pods<O: Object>(
             if change.is_delete() || meta::is_deleting(&**pod) {
                 books.deleted(&key, meta::uid(&**pod));
             } else if change.old.is_none() {
-                books.created(&key);
+                books.created(&key, controller_of(&pod.metadata).map_or("", |owner| &owner.uid));
             }
             queue.add_caused(key, change.cause());
         }

@@ -162,7 +162,7 @@ impl<O: Replicated> Replicas<O> {
             return Ok(Next::Done);
         };
         let Some(selector) = owner.selector() else { return Ok(Next::Done) };
-        let satisfied = self.books.satisfied(key);
+        let satisfied = self.books.satisfied(&*owner);
         let candidates = watch::candidates(&self.pods, &*owner);
         let claimed = claim::claim(&self.control.client, &*owner, &selector, candidates, pods::is_active).await?;
         let active: Vec<Arc<Pod>> = claimed.into_iter().filter(|pod| pods::is_active(pod)).collect();
@@ -181,16 +181,15 @@ impl<O: Replicated> Replicas<O> {
     }
 
     async fn manage(&self, owner: &O, active: &[Arc<Pod>], now: Timestamp) -> kube::Result<()> {
-        let key = meta::key(owner);
         match plan(owner.desired(), active, &self.related(owner), now) {
             Plan::Nothing => Ok(()),
             Plan::Create(count) => {
-                self.books.expect(&key, count, []);
+                self.books.expect(owner, count, []);
                 let pod = from_template(owner, &owner.template());
                 self.control.create_all(owner, &self.books, vec![pod; count]).await
             }
             Plan::Delete(victims) => {
-                self.books.expect(&key, 0, victims.iter().map(|pod| meta::uid(&**pod).to_owned()));
+                self.books.expect(owner, 0, victims.iter().map(|pod| meta::uid(&**pod).to_owned()));
                 self.control.delete_all(owner, &self.books, &victims).await
             }
         }

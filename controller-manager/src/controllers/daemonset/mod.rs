@@ -92,7 +92,7 @@ impl Controller {
         };
         let Some(spec) = &set.spec else { return Ok(Next::Done) };
         let client = &self.control.client;
-        let settled = self.books.satisfied(key);
+        let settled = self.books.satisfied(&*set);
         let candidates = watch::candidates(&self.pods, &*set);
         let pods = claim::claim(client, &*set, &selector, candidates, |_| true).await?;
         let history = revisions::of(&self.history, &*set);
@@ -125,7 +125,6 @@ impl Controller {
     }
 
     async fn apply(&self, set: &DaemonSet, plan: &Plan, hash: &str) -> kube::Result<()> {
-        let key = meta::key(set);
         for pod in &plan.failed {
             let node = nodes::node_of(pod).unwrap_or_default();
             let text = format!("Found failed daemon pod {} on node {node}, will try to kill it", meta::key(&**pod));
@@ -133,7 +132,7 @@ impl Controller {
         }
         if !plan.create.is_empty() || !plan.delete.is_empty() {
             let deleted = plan.delete.iter().map(|pod| meta::uid(&**pod).to_owned());
-            self.books.expect(&key, plan.create.len(), deleted);
+            self.books.expect(set, plan.create.len(), deleted);
         }
         let template = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
         let pod_on = |node: &String| {

@@ -32,6 +32,8 @@ use plan::{FINALIZER, Plan};
 const NAME: &str = "job-controller";
 /// What `spec.managedBy` says where it means us.
 const MANAGER: &str = "kubernetes.io/job-controller";
+/// Index of the pods that have our finalizer, by the Job that controls them.
+const TRACKED: &str = "tracked-by-job";
 
 struct Controller {
     control: PodControl,
@@ -47,6 +49,10 @@ pub async fn run(context: Arc<Context>) -> anyhow::Result<()> {
         jobs: context.informers.of(),
         pods: context.informers.of(),
         books: Arc::default(),
+    });
+    this.pods.index(TRACKED, |pod| {
+        let job = watch::controller_key(pod, "Job").filter(|_| has_finalizer(&pod.metadata, FINALIZER));
+        job.map(|key| key.to_string()).into_iter().collect()
     });
     watch::itself(&this.jobs, &queue);
     watch_pods(&this.pods, &this.jobs, &queue, this.books.clone(), selector);
@@ -67,13 +73,15 @@ fn selector(job: &Job) -> Option<LabelSelector> {
 
 impl Controller {
     async fn sync(&self, key: &Key) -> anyhow::Result<Next> {
-        let Some(job) = self.jobs.get(key) else {
+        let job = self.jobs.get(key);
+        self.release_orphans(key, job.as_deref().map(meta::uid)).await?;
+        let Some(job) = job else {
             self.books.forget(key);
-            return self.release_orphans(key).await;
+            return Ok(Next::Done);
         };
         let managed_by = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
         let Some(selector) = selector(&job).filter(|_| managed_by.is_none_or(|manager| manager == MANAGER)) else { return Ok(Next::Done) };
-        let settled = self.books.satisfied(key);
+        let settled = self.books.satisfied(&*job);
         let candidates = watch::candidates(&self.pods, &*job);
         let pods = claim::claim(&self.control.client, &*job, &selector, candidates, |_| true).await?;
         let now = Timestamp::now();
@@ -106,22 +114,22 @@ impl Controller {
     }
 
     async fn apply(&self, job: &Job, plan: &Plan) -> kube::Result<()> {
-        let key = meta::key(job);
         if !plan.delete.is_empty() || !plan.create.is_empty() {
             let deleted = plan.delete.iter().map(|pod| meta::uid(&**pod).to_owned());
-            self.books.expect(&key, plan.create.len(), deleted);
+            self.books.expect(job, plan.create.len(), deleted);
         }
-        self.control.delete_all(job, &self.books, &plan.delete).await?;
+        // Both are on the books, so both are tried.
+        let deleted = self.control.delete_all(job, &self.books, &plan.delete).await;
         let pods = plan.create.iter().map(|index| pod_for(job, *index, &plan.failures)).collect();
-        self.control.create_all(job, &self.books, pods).await
+        self.control.create_all(job, &self.books, pods).await?;
+        deleted
     }
 
-    /// Pods keep our finalizer until they are counted; nobody counts for a Job that is gone.
-    async fn release_orphans(&self, key: &Key) -> anyhow::Result<Next> {
-        let of_job = |pod: &Arc<Pod>| watch::controller_key(&**pod, "Job").as_ref() == Some(key);
-        let orphans: Vec<Arc<Pod>> = self.pods.in_namespace(&key.namespace).into_iter().filter(of_job).collect();
-        self.strip(&orphans).await?;
-        Ok(Next::Done)
+    /// Pods keep our finalizer until they are counted; nobody counts for a Job that is gone, though another may have its name by now.
+    async fn release_orphans(&self, key: &Key, alive: Option<&str>) -> kube::Result<()> {
+        let mut orphans = self.pods.by(TRACKED, &key.to_string());
+        orphans.retain(|pod| alive.is_none_or(|uid| !meta::is_controlled_by(&**pod, uid)));
+        self.strip(&orphans).await
     }
 
     async fn strip(&self, pods: &[Arc<Pod>]) -> kube::Result<()> {
