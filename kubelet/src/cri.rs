@@ -37,7 +37,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Upstream's `--runtime-request-timeout`.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Sandboxes wait for the network plugin.
-const SANDBOX_TIMEOUT: Duration = Duration::from_secs(240);
+pub const SANDBOX_TIMEOUT: Duration = Duration::from_secs(240);
 const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_MESSAGE: usize = 16 << 20;
 

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +17,11 @@ use k8s_openapi::api::core::v1::Node;
 use rtnetlink::packet_route::route::RouteProtocol;
 use rtnetlink::{Handle, RouteMessageBuilder};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio::sync::Notify;
 
-use crate::kubelet::Kubelet;
+use crate::kubelet::{Config, Kubelet};
 
 /// The network's name.
 pub const NAME: &str = "coracle";
@@ -95,6 +98,41 @@ fn write_config(kubelet: &Kubelet, changed: &Notify) -> Result<()> {
     std::fs::rename(&fresh, &file)?;
     tracing::info!(%range, "pod network configured");
     changed.notify_one();
+    Ok(())
+}
+
+/// Has the plugins take back what they made for a sandbox, the last first, as the runtime would: its address, the rules of its host ports.
+pub async fn release(config: &Config, sandbox: &str) -> Result<()> {
+    let network: Value = serde_json::from_slice(&tokio::fs::read(config.cni_conf_dir.join(CONFIG)).await?)?;
+    for plugin in network["plugins"].as_array().into_iter().flatten().rev() {
+        let mut input = plugin.clone();
+        for field in ["cniVersion", "name"] {
+            input[field] = network[field].clone();
+        }
+        if plugin["capabilities"]["portMappings"] == true {
+            // It finds its rules by the sandbox, but looks for them only if told of some port.
+            input["runtimeConfig"] = json!({"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp"}]});
+        }
+        let program = config.cni_bin_dir.join(plugin["type"].as_str().unwrap_or_default());
+        run_plugin(&program, &input, sandbox, &config.cni_bin_dir).await.with_context(|| format!("{}: DEL", program.display()))?;
+    }
+    Ok(())
+}
+
+async fn run_plugin(program: &Path, input: &Value, sandbox: &str, path: &Path) -> Result<()> {
+    let mut child = Command::new(program)
+        .envs([("CNI_COMMAND", "DEL"), ("CNI_CONTAINERID", sandbox), ("CNI_NETNS", ""), ("CNI_IFNAME", "eth0")])
+        .env("CNI_PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.to_string().as_bytes()).await?;
+    }
+    let output = child.wait_with_output().await?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout).trim());
     Ok(())
 }
 

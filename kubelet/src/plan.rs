@@ -127,11 +127,10 @@ pub fn plan_end(pod: &Pod, observed: &Observed) -> Plan {
 
 /// Whether no container will ever run again by the pod's own rules.
 fn over(pod: &Pod, observed: &Observed) -> bool {
-    let current = observed.sandboxes.first().map(|s| s.id.as_str());
     let ended = |c: &Container| observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && !restarts(pod.restart_policy(), i));
     let init_failed = pod.restart_policy() == "Never"
         && pod.init_containers().iter().filter(|c| !c.is_sidecar()).any(|c| {
-            observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && i.exit_code != 0 && Some(i.sandbox.as_str()) == current)
+            observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && i.exit_code != 0)
         });
     init_failed || pod.spec().containers.iter().all(ended)
 }

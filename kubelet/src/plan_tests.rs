@@ -184,8 +184,10 @@ fn a_failed_init_container_fails_a_pod_that_never_restarts() {
     let pod = pod(serde_json::json!({
         "restartPolicy": "Never", "initContainers": [{"name": "one", "image": "i"}], "containers": [{"name": "a", "image": "i"}]
     }));
-    let observed = Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "one", "s0", State::Exited, 0, 1)] };
+    let mut observed = Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: vec![run(&pod, "one", "s0", State::Exited, 0, 1)] };
     assert_eq!(planned(&pod, &observed), "finished");
+    observed.sandboxes[0].ready = false;
+    assert_eq!(planned(&pod, &observed), "finished", "not in another sandbox either");
 }
 
 #[test]

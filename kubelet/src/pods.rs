@@ -8,6 +8,7 @@
 //! Upstream: `pkg/kubelet/{kubelet,kubelet_pods}.go`, `pkg/kubelet/pleg/generic.go`, v1.33.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -190,8 +191,8 @@ impl Pods {
             let uid = self.kubelet.owners.lock().remove(id);
             uid.iter().for_each(|uid| self.kubelet.wakes.wake(uid));
         }
-        self.sweep(&all.iter().filter_map(|(_, _, labels)| labels.get(LABEL_POD_UID).cloned()).collect()).await;
-        crate::leftovers::sweep(&self.kubelet.cri, &crate::cri::socket_path(&self.kubelet.config.runtime_endpoint), &known).await?;
+        self.sweep().await;
+        crate::leftovers::sweep(&self.kubelet, &known).await?;
         Ok(now)
     }
 
@@ -208,34 +209,38 @@ impl Pods {
         self.set(Desired { pod: Arc::new(Pod { metadata, ..Pod::default() }), gone: true });
     }
 
-    /// Removes directories, logs and cgroups that belong to no pod.
-    async fn sweep(&self, running: &HashSet<String>) {
-        let root = self.kubelet.config.root_dir.clone();
-        let cgroups = self.kubelet.cgroups.clone();
-        let alive: HashSet<String> = self.workers.lock().keys().cloned().chain(running.iter().cloned()).collect();
+    /// Removes directories, logs and cgroups that belong to no pod. They are looked for first, and who lives is asked then: a pod that
+    /// comes meanwhile has its worker before it has any of them.
+    async fn sweep(self: &Arc<Self>) {
+        let this = self.clone();
         let swept = tokio::task::spawn_blocking(move || {
-            let directories = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
-            let names = directories.map(|entry| entry.file_name().to_string_lossy().into_owned());
-            for uid in names.filter(|uid| !alive.contains(uid)) {
-                if let Err(error) = crate::volumes::remove_pod_directory(&root, &uid) {
+            let kubelet = &this.kubelet;
+            let root = &kubelet.config.root_dir;
+            let directories = entries(&root.join("pods"));
+            let logs = entries(Path::new(LOG_ROOT));
+            let cgroups = kubelet.cgroups.pods();
+            let alive: HashSet<String> = this.workers.lock().keys().cloned().collect();
+            for uid in directories.iter().filter(|uid| !alive.contains(*uid)) {
+                if let Err(error) = crate::volumes::remove_pod_directory(root, uid) {
                     tracing::warn!(uid, %error, "orphaned pod directory not removed");
                 }
             }
-            let logs = std::fs::read_dir(LOG_ROOT).into_iter().flatten().flatten();
-            let of_gone = |path: &std::path::PathBuf| {
-                path.file_name().and_then(|n| n.to_str()?.rsplit_once('_')).is_some_and(|(_, uid)| !alive.contains(uid))
-            };
-            for path in logs.map(|entry| entry.path()).filter(of_gone) {
-                if let Err(error) = std::fs::remove_dir_all(&path) {
-                    tracing::warn!(?path, %error, "orphaned logs not removed");
+            for name in logs.iter().filter(|name| name.rsplit_once('_').is_some_and(|(_, uid)| !alive.contains(uid))) {
+                if let Err(error) = std::fs::remove_dir_all(Path::new(LOG_ROOT).join(name)) {
+                    tracing::warn!(name, %error, "orphaned logs not removed");
                 }
             }
-            for uid in cgroups.pods().difference(&alive) {
-                cgroups.remove_pod(uid);
+            for uid in cgroups.difference(&alive) {
+                kubelet.cgroups.remove_pod(uid);
             }
         });
         if let Err(error) = swept.await {
             tracing::warn!(%error, "sweep");
         }
     }
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
