@@ -1,31 +1,103 @@
-//! What a runtime that died while it made a sandbox leaves: a network namespace, an address and rules that belong to none.
+//! What a runtime that died while it made a sandbox or a container leaves: a network namespace, an address and rules that belong to none, and a
+//! shim that holds nothing.
 //!
 //! containerd makes a sandbox's network before it writes the sandbox down. If it is killed between the two, nobody knows of that network any more.
+//! So it is with a shim that was started and not yet told to make its container: the container goes, and the shim waits for ever.
 //! Leftovers are unknown to the runtime, and older than it (its socket is made anew at each start) or than any call that could still be making
-//! them; so nothing that is just being made is ever taken. What the network's plugins made they are asked to take back.
+//! them; so nothing that is just being made is ever taken. What the network's plugins made they are asked to take back; what a shim leaves when it
+//! is killed, the runtime clears away, if it still knows of it.
 //! Upstream leaves this to the runtime; it is the `GC` of CNI 1.1, which containerd calls from version 2 on.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use procfs::process::Process;
 
 use crate::cri::{Error, SANDBOX_TIMEOUT};
 use crate::kubelet::Kubelet;
 use crate::network::{self, ADDRESSES};
+use crate::volumes;
 
 const NAMESPACES: &str = "/run/netns";
 /// Where the runtime's CNI library keeps what it has done: `<network>-<sandbox>-<interface>`.
 const RESULTS: &str = "/var/lib/cni/results";
+/// Below the runtime's folder of states: the shims' and runc's.
+const SHIM_FOLDERS: [&str; 2] = ["io.containerd.runtime.v2.task/k8s.io", "runc/k8s.io"];
+/// The length of a sandbox's or container's id.
+const ID: usize = 64;
+/// How far the kernel's word of when a process began may be off: it counts from a boot that it knows in whole seconds.
+const CLOCK: Duration = Duration::from_secs(2);
 /// Nothing that is being made is older.
 const LONGEST: Duration = SANDBOX_TIMEOUT.saturating_add(Duration::from_secs(60));
 
-/// Removes the leftovers of the runtime, which knows these sandboxes.
-pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>) -> Result<(), Error> {
-    let Ok(started) = modified(&crate::cri::socket_path(&kubelet.config.runtime_endpoint)) else { return Ok(()) };
+/// Removes the leftovers of the runtime, which knows these sandboxes, and with its containers all that is in `known`.
+pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>, known: &HashMap<String, i32>) -> Result<(), Error> {
+    let socket = crate::cri::socket_path(&kubelet.config.runtime_endpoint);
+    let Ok(started) = modified(&socket) else { return Ok(()) };
     let since = SystemTime::now().checked_sub(LONGEST).map_or(started, |past| past.max(started));
+    sweep_network(kubelet, sandboxes, since).await?;
+    let unknown = |id: &str| !known.contains_key(id);
+    if let Err(error) = sweep_shims(socket.parent().unwrap_or(Path::new("/")), unknown, since) {
+        tracing::warn!(%error, "shims that a killed runtime left");
+    }
+    Ok(())
+}
+
+/// Ends shims that hold nothing, and removes the folders that have no shim: each is named after its container or sandbox.
+fn sweep_shims(state: &Path, unknown: impl Fn(&str) -> bool, since: SystemTime) -> Result<(), procfs::ProcError> {
+    let mut held = HashSet::new();
+    for shim in shims()? {
+        if unknown(&shim.id) && shim.started + CLOCK < since {
+            tracing::info!(id = shim.id, pid = shim.process.pid, "ending a shim that a killed runtime left");
+            if let Err(error) = kill(Pid::from_raw(shim.process.pid), Signal::SIGKILL) {
+                tracing::debug!(%error, "it has ended");
+            }
+        }
+        held.insert(shim.id);
+    }
+    for folder in SHIM_FOLDERS.iter().flat_map(|folder| older(&state.join(folder), since)) {
+        let is_left = name(&folder).len() == ID && unknown(name(&folder)) && !held.contains(name(&folder));
+        if is_left {
+            remove(&folder, volumes::unmount_below(&folder).and_then(|()| std::fs::remove_dir_all(&folder)));
+        }
+    }
+    Ok(())
+}
+
+struct Shim {
+    process: Process,
+    /// Of the sandbox whose containers it holds.
+    id: String,
+    started: SystemTime,
+}
+
+/// The shims of this machine: those that see the files that we see.
+fn shims() -> Result<Vec<Shim>, procfs::ProcError> {
+    let mounts = |process: &Process| std::fs::read_link(format!("/proc/{}/ns/mnt", process.pid)).ok();
+    let (own, boot, ticks) = (mounts(&Process::myself()?), procfs::boot_time_secs()?, procfs::ticks_per_second());
+    let shim = |process: Process| {
+        let id = shim_id(&process.cmdline().ok()?)?;
+        let started = process.stat().ok()?.starttime as f64 / ticks as f64;
+        let started = SystemTime::UNIX_EPOCH + Duration::from_secs(boot) + Duration::from_secs_f64(started);
+        (mounts(&process) == own).then_some(Shim { process, id, started })
+    };
+    Ok(procfs::process::all_processes()?.flatten().filter_map(shim).collect())
+}
+
+/// `containerd-shim-runc-v2 -namespace k8s.io -id ID -address …`; with a word at the end it is only the helper that starts or deletes one.
+fn shim_id(words: &[String]) -> Option<String> {
+    let program = words.first()?.rsplit('/').next()?;
+    let value = |flag: &str| words.iter().position(|word| word == flag).and_then(|at| words.get(at + 1));
+    let helper = words.last().is_some_and(|word| ["start", "delete"].contains(&word.as_str()));
+    (program.starts_with("containerd-shim") && value("-namespace")? == "k8s.io" && !helper).then(|| value("-id").cloned())?
+}
+
+async fn sweep_network(kubelet: &Kubelet, sandboxes: &HashSet<String>, since: SystemTime) -> Result<(), Error> {
     let addresses = Path::new(ADDRESSES).join(network::NAME);
     let owner = |file: &PathBuf| owner_of(file, &std::fs::read_to_string(file).unwrap_or_default()).map(str::to_owned);
     let mut orphans: BTreeSet<String> = older(&addresses, since).iter().filter_map(owner).collect();
@@ -61,7 +133,7 @@ pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>) -> Result<(),
 
 /// The longest part of a result's name: a network's and an interface's are short.
 fn sandbox_of(result: &str) -> Option<&str> {
-    result.split('-').find(|part| part.len() == 64 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    result.split('-').find(|part| part.len() == ID && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// An address is a file named after it that says who has it; the others are the plugin's own.
@@ -103,6 +175,19 @@ mod tests {
             ("lock", "", None),
         ] {
             assert_eq!(owner_of(Path::new(file), content), owner, "{file}");
+        }
+    }
+
+    #[test]
+    fn shims_say_whose_they_are() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (command, id) in [
+            ("/usr/bin/containerd-shim-runc-v2 -namespace k8s.io -id abc -address /run/c.sock", Some("abc")),
+            ("containerd-shim-runc-v2 -namespace moby -id abc", None),
+            ("containerd-shim-runc-v2 -namespace k8s.io -address /run/c.sock -id abc -bundle /b delete", None),
+            ("sleep 5", None),
+        ] {
+            assert_eq!(shim_id(&words(command)).as_deref(), id, "{command}");
         }
     }
 

@@ -192,7 +192,7 @@ impl Pods {
             uid.iter().for_each(|uid| self.kubelet.wakes.wake(uid));
         }
         self.sweep().await;
-        crate::leftovers::sweep(&self.kubelet, &known).await?;
+        crate::leftovers::sweep(&self.kubelet, &known, &now).await?;
         Ok(now)
     }
 

@@ -113,21 +113,8 @@ fn under_chaos(cluster: &Cluster, seed: u64, length: Duration) -> Result<()> {
     // What runs twice explains the rest.
     println!("{}", witness.end()?);
     println!("wanted = actual {:.1} s after the last kill", settled_in?.as_secs_f64());
-    nothing_twice(&record)?;
     churn.clear()?;
     settled(cluster, &record, Some(&before)).map(drop)
-}
-
-/// What members of StatefulSets that found another in their place have written down.
-fn nothing_twice(record: &coracle::cluster::Cluster) -> Result<()> {
-    for machine in &record.machines {
-        for volume in std::fs::read_dir(record.machine_dir(machine).join("lib/coracle/volumes")).into_iter().flatten().flatten() {
-            if let Ok(members) = std::fs::read_to_string(volume.path().join(objects::TWICE)) {
-                bail!("two at once had the volume {} on {}: {members}", volume.path().display(), machine.name);
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Starts the pods that are always there anew (killed ones leave a dead container for `kubectl logs --previous`), waits for quiet, and counts.

@@ -1,4 +1,6 @@
-//! Looks at every machine's runtime all the time: nothing may run twice, not even for a moment.
+//! Looks at every machine all the time: nothing may run twice, not even for a moment.
+//!
+//! What runs is what has a living process before and after the runtimes are asked who is who, so two that are seen have been there together.
 //!
 //! - a container of a pod, a pod's sandbox: once
 //! - the name of a StatefulSet's pod: one pod at a time, on whatever machine
@@ -27,7 +29,9 @@ pub struct Witness {
 struct Seen {
     looks: usize,
     pods: BTreeSet<String>,
-    containers: BTreeSet<String>,
+    containers: usize,
+    /// Containers and sandboxes by id.
+    known: BTreeMap<String, Found>,
     /// By pod and container: the runs of what has only one.
     single: BTreeMap<(String, String), BTreeSet<String>>,
     wrong: BTreeSet<String>,
@@ -40,9 +44,12 @@ impl Witness {
         let thread = std::thread::spawn(move || {
             let mut seen = Seen::default();
             while !ended.load(Ordering::Relaxed) {
-                // A machine whose runtime is just dead shows nothing.
-                let look = cluster.machines.iter().flat_map(|machine| census::found(&cluster, machine, namespace).unwrap_or_default());
-                seen.look(&look.collect::<Vec<_>>());
+                let before = census::alive(&cluster);
+                // A runtime that is just dead tells nothing; who was known before still is.
+                let told = cluster.machines.iter().flat_map(|machine| census::found(&cluster, machine, namespace).unwrap_or_default());
+                seen.know(told.collect());
+                let after = census::alive(&cluster);
+                seen.look(before.intersection(&after));
                 std::thread::sleep(BETWEEN_LOOKS);
             }
             seen
@@ -57,41 +64,45 @@ impl Witness {
         if !seen.wrong.is_empty() {
             bail!("{}", seen.wrong.into_iter().collect::<Vec<_>>().join("\n"));
         }
-        Ok(format!("{} looks at the machines saw {} pods and {} runs of containers, none twice", seen.looks, seen.pods.len(), seen.containers.len()))
+        Ok(format!("{} looks saw {} pods and {} runs of containers, none twice", seen.looks, seen.pods.len(), seen.containers))
     }
 }
 
 impl Seen {
-    fn look(&mut self, found: &[Found]) {
+    fn know(&mut self, told: Vec<Found>) {
+        for one in told {
+            self.pods.insert(one.pod.clone());
+            let before = self.known.insert(one.id.clone(), one.clone()).map(|before| before.state);
+            if one.container.is_empty() || one.state == Life::New || before.is_some_and(|before| before != Life::New) {
+                continue;
+            }
+            self.containers += 1;
+            if objects::runs_once(&one.name) {
+                let runs = self.single.entry((one.pod.clone(), one.container.clone())).or_default();
+                runs.insert(one.id);
+                if runs.len() > 1 {
+                    self.wrong.insert(format!("pod {} ({}): {} was run again: {runs:?}", one.name, one.pod, one.container));
+                }
+            }
+        }
+    }
+
+    fn look<'a>(&mut self, living: impl Iterator<Item = &'a String>) {
         self.looks += 1;
         let mut running: BTreeMap<(&str, &str), &Found> = BTreeMap::new();
         let mut identities: BTreeMap<&str, &Found> = BTreeMap::new();
-        for one in found {
-            self.pods.insert(one.pod.clone());
-            let is_container = !one.container.is_empty();
-            if is_container && one.state != Life::New {
-                self.containers.insert(one.id.clone());
-                if objects::runs_once(&one.name) {
-                    let runs = self.single.entry((one.pod.clone(), one.container.clone())).or_default();
-                    runs.insert(one.id.clone());
-                    if runs.len() > 1 {
-                        self.wrong.insert(format!("pod {} ({}): {} was run again", one.name, one.pod, one.container));
-                    }
-                }
-            }
-            if one.state != Life::Running {
-                continue;
-            }
+        for one in living.filter_map(|id| self.known.get(id)) {
+            let place = |one: &Found| format!("{} on {}", one.id, one.machine);
             if let Some(other) = running.insert((&one.pod, &one.container), one) {
-                let what = if is_container { &one.container } else { "the sandbox" };
-                let places = format!("{} on {}, {} on {}", other.id, other.machine, one.id, one.machine);
-                self.wrong.insert(format!("pod {} ({}): {what} runs twice: {places}", one.name, one.pod));
+                let what = if one.container.is_empty() { "the sandbox" } else { &one.container };
+                let text = format!("pod {} ({}): {what} runs twice: {}, {}", one.name, one.pod, place(other), place(one));
+                self.wrong.insert(text);
             }
-            if is_container
+            if !one.container.is_empty()
                 && objects::is_identity(&one.name)
                 && let Some(other) = identities.insert(&one.name, one).filter(|other| other.pod != one.pod)
             {
-                self.wrong.insert(format!("two pods are {}: {} on {}, {} on {}", one.name, other.pod, other.machine, one.pod, one.machine));
+                self.wrong.insert(format!("two pods are {}: {}, {}", one.name, place(other), place(one)));
             }
         }
     }
