@@ -117,10 +117,14 @@ fn cannot_handle(gvk: &Gvk, why: impl fmt::Display) -> Status {
     Status::bad_request(format!("{} in version {} cannot be handled as a {}: {why}", gvk.kind, go_quote(&gvk.version), gvk.kind))
 }
 
+/// The one old version still taken: kubectl of before 1.22 drains with it.
+const OLD_EVICTION: (&str, &str, &str) = ("policy", "v1beta1", "Eviction");
+
 /// What the body leaves out is taken from the request; what it says must fit.
 fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
     let anywhere = lookup(&Gvk::new("meta.k8s.io", "v1", &expected.kind)).is_some();
-    let version_fits = said.version.is_empty() || anywhere || (&said.group, &said.version) == (&expected.group, &expected.version);
+    let also = (said.group.as_str(), said.version.as_str(), expected.kind.as_str()) == OLD_EVICTION;
+    let version_fits = said.version.is_empty() || anywhere || also || (&said.group, &said.version) == (&expected.group, &expected.version);
     let kind_fits = said.kind.is_empty() || said.kind == expected.kind;
     if !kind_fits {
         let version = if said.version.is_empty() { &expected.version } else { &said.version };
@@ -615,6 +619,18 @@ mod tests {
         for (body, message) in cases {
             assert_eq!(refused(body, Media::Json), message, "{body}");
         }
+    }
+
+    #[test]
+    fn an_eviction_may_be_of_the_old_version() {
+        let gvk = |group, version| Gvk::new(group, version, "Eviction");
+        let mut object = serde_json::json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": "web"}});
+        let body = object.to_string();
+        let decoded = decode(body.as_bytes(), Media::Json, &gvk("policy", "v1"), FieldValidation::Strict).unwrap().0;
+        assert_eq!((decoded["metadata"]["name"].as_str(), decoded["apiVersion"].as_str()), (Some("web"), Some("policy/v1")));
+        object["apiVersion"] = "policy/v1beta2".into();
+        let body = object.to_string();
+        assert!(decode(body.as_bytes(), Media::Json, &gvk("policy", "v1"), FieldValidation::Strict).is_err());
     }
 
     #[test]
