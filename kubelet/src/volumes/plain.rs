@@ -45,13 +45,13 @@ impl VolumePlugin for EmptyDir {
     }
 }
 
-/// Its mode and group come with the mount, so it is never seen without them.
+/// Its mode and group come with the mount, so it is never seen without them. Sticky, as the kernel makes a tmpfs of itself.
 pub fn memory(directory: &Path, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     if is_mount_point(directory) {
         return Ok(());
     }
-    let mode = group.map_or("mode=0777".to_owned(), |group| format!("mode=2777,gid={group}"));
+    let mode = group.map_or("mode=1777".to_owned(), |group| format!("mode=3777,gid={group}"));
     let options = limit.into_iter().map(|bytes| format!("size={bytes}")).chain([mode]).collect::<Vec<_>>().join(",");
     Ok(mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))?)
 }

@@ -27,8 +27,8 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("must not contain '..': {}", sub_path.display())));
     }
     let root = File::open(volume)?;
-    // As open as the volume itself, for a user that is no root.
-    let mode = Mode::from_bits_truncate(root.metadata()?.mode() & 0o777);
+    // As the volume itself: open to a user that is no root, handing its group down, and sticky if the volume is.
+    let mode = root.metadata()?.mode() & 0o7777;
     match open_beneath(&root, sub_path) {
         Ok(found) => return Ok(found),
         Err(Errno::ENOENT) => {}
@@ -39,7 +39,7 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         let part = Path::new(part.as_os_str());
         current = match open_beneath(&current, part) {
             Err(Errno::ENOENT) => {
-                let made = mkdirat(&current, part, mode);
+                let made = mkdirat(&current, part, Mode::from_bits_truncate(mode));
                 if let Err(error) = made
                     && error != Errno::EEXIST
                 {
@@ -48,10 +48,7 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
                 let next = open_beneath(&current, part).map_err(|e| escape(e, sub_path))?;
                 if made.is_ok() {
                     // Past the umask; by descriptor, so that it is the directory just opened.
-                    fs::set_permissions(
-                        format!("/proc/self/fd/{}", next.as_raw_fd()),
-                        fs::Permissions::from_mode(mode.bits() | setgid(&current)?),
-                    )?;
+                    fs::set_permissions(format!("/proc/self/fd/{}", next.as_raw_fd()), fs::Permissions::from_mode(mode))?;
                 }
                 next
             }
@@ -59,11 +56,6 @@ fn open(volume: &Path, sub_path: &Path) -> io::Result<OwnedFd> {
         };
     }
     Ok(current)
-}
-
-/// A group's directory hands its group down.
-fn setgid(parent: &OwnedFd) -> io::Result<u32> {
-    Ok(fs::metadata(format!("/proc/self/fd/{}", parent.as_raw_fd()))?.mode() & 0o2000)
 }
 
 fn escape(error: Errno, path: &Path) -> io::Error {
@@ -124,9 +116,9 @@ mod tests {
     #[test]
     fn new_directories_are_as_open_as_the_volume() {
         let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o2777)).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o3777)).unwrap();
         open(dir.path(), Path::new("a/b")).unwrap();
-        assert_eq!(fs::metadata(dir.path().join("a/b")).unwrap().mode() & 0o7777, 0o2777);
+        assert_eq!(fs::metadata(dir.path().join("a/b")).unwrap().mode() & 0o7777, 0o3777);
     }
 
     /// A container that swaps a directory for a link, again and again, never gets outside.
