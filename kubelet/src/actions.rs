@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 
 use crate::handlers::{self, Target};
 use crate::images::Blocked;
@@ -161,8 +163,8 @@ impl Worker {
         tokio::fs::create_dir_all(sandbox::log_directory(pod)).await?;
         tokio::fs::create_dir_all(volumes::pod_directory(&kubelet.config.root_dir, pod.uid())).await?;
         let config = self.sandbox_config(pod, attempt).await;
-        let handler = pod.spec().runtime_class_name.clone().unwrap_or_default();
-        match kubelet.cri.run_sandbox(config, handler).await {
+        let made = async { anyhow::Ok(kubelet.cri.run_sandbox(config, self.runtime_handler(pod).await?).await?) };
+        match made.await {
             Ok(id) => {
                 kubelet.remember([&id], &self.uid);
                 kubelet.note(cause_of(pod), "sandbox created");
@@ -170,8 +172,18 @@ impl Worker {
             }
             Err(error) => {
                 kubelet.recorder.warning(&self.about, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
-                Err(error.into())
+                Err(error)
             }
+        }
+    }
+
+    /// What the runtime calls the pod's RuntimeClass; empty is its default.
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String> {
+        let Some(name) = pod.spec().runtime_class_name.as_deref().filter(|name| !name.is_empty()) else { return Ok(String::new()) };
+        match Api::<RuntimeClass>::all(self.kubelet.client.clone()).get_opt(name).await {
+            Ok(Some(class)) => Ok(class.handler),
+            Ok(None) => Err(anyhow!("runtimeclass.node.k8s.io {name:?} not found")),
+            Err(error) => Err(anyhow!("failed to lookup RuntimeClass {name}: {error}")),
         }
     }
 

@@ -5,14 +5,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, Pod, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 
 use crate::cri::Cri;
+use crate::http_get::{self, Answer, Place};
 
 pub struct Target {
     pub pod: Arc<Pod>,
@@ -25,21 +23,27 @@ pub struct Target {
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     Success,
+    /// Success, with something to say of it.
+    Warning(String),
     /// With what the event says.
     Failure(String),
 }
 
 /// What of an answer's body stands in an event.
-const MAX_BODY: usize = 10 * 1024;
+pub const MAX_BODY: usize = 10 * 1024;
 
 pub async fn probe(cri: &Cri, target: &Target, probe: &Probe, timeout: Duration) -> Verdict {
     let result = if let Some(exec) = &probe.exec {
         return exec_probe(cri, target, exec, timeout).await;
     } else if let Some(get) = &probe.http_get {
-        http(target, get, timeout, "kube-probe/1.33").await.and_then(|status| match status {
-            200..400 => Ok(()),
-            status => Err(format!("HTTP probe failed with statuscode: {status}")),
-        })
+        match http(target, get, timeout, "kube-probe/1.33").await {
+            Ok(answer) => match answer.status {
+                200..300 => Ok(()),
+                300..400 => return Verdict::Warning(format!("Probe terminated redirects, Response body: {}", answer.body)),
+                status => Err(format!("HTTP probe failed with statuscode: {status}")),
+            },
+            Err(error) => Err(error),
+        }
     } else if let Some(socket) = &probe.tcp_socket {
         tcp(target, socket.host.as_deref(), &socket.port, timeout).await
     } else if let Some(grpc) = &probe.grpc {
@@ -83,11 +87,11 @@ fn port(target: &Target, port: &IntOrString) -> Result<u16, String> {
     u16::try_from(number).map_err(|_| format!("invalid port number: {number}"))
 }
 
-fn host_port(host: &str, port: u16) -> String {
+pub fn host_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-async fn connect(address: &str) -> Result<TcpStream, String> {
+pub async fn connect(address: &str) -> Result<TcpStream, String> {
     TcpStream::connect(address).await.map_err(|error| {
         let text = match error.kind() {
             std::io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
@@ -107,56 +111,12 @@ async fn tcp(target: &Target, host: Option<&str>, at: &IntOrString, timeout: Dur
     }
 }
 
-async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &str) -> Result<u16, String> {
-    let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.ip);
-    let address = host_port(host, port(target, &get.port)?);
+async fn http(target: &Target, get: &HTTPGetAction, timeout: Duration, agent: &str) -> Result<Answer, String> {
+    let host = get.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.ip).to_owned();
     let path = get.path.as_deref().unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let tls = get.scheme.as_deref() == Some("HTTPS");
-    let url = format!("{}://{address}{path}", if tls { "https" } else { "http" });
-    let failed = |error: String| format!("Get {url:?}: {error}");
-    let asked = tokio::time::timeout(timeout, http_status(get, host, &address, &path, tls, agent)).await;
-    let late = || failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into());
-    asked.map_err(|_| late())?.map_err(failed)
-}
-
-async fn http_status(get: &HTTPGetAction, host: &str, address: &str, path: &str, tls: bool, agent: &str) -> Result<u16, String> {
-    let stream = connect(address).await?;
-    let mut request =
-        http::Request::get(path).header("host", address).header("user-agent", agent).header("accept", "*/*").header("connection", "close");
-    for header in get.http_headers.iter().flatten() {
-        if let Some(headers) = request.headers_mut() {
-            let name = http::HeaderName::try_from(&header.name).map_err(|e| e.to_string())?;
-            headers.insert(name, http::HeaderValue::try_from(&header.value).map_err(|e| e.to_string())?);
-        }
-    }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
-    if tls {
-        let config = Arc::new(crate::tls::trusting_client());
-        let name = rustls_pki_types::ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
-        let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())?;
-        send(TokioIo::new(stream), request).await
-    } else {
-        send(TokioIo::new(stream), request).await
-    }
-}
-
-async fn send<I>(io: I, request: http::Request<Empty<Bytes>>) -> Result<u16, String>
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.map_err(|e| e.to_string())?;
-    let driver = tokio::spawn(connection);
-    let response =
-        sender.send_request(request).await.map_err(|e| if e.is_incomplete_message() { "EOF".to_owned() } else { e.to_string() })?;
-    let status = response.status().as_u16();
-    // Read to the end, so that the server sees a client that listens.
-    let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-    if let Err(error) = body {
-        tracing::trace!(%error, "a probe's body was cut");
-    }
-    driver.abort();
-    Ok(status)
+    let place = Place { tls: get.scheme.as_deref() == Some("HTTPS"), host, port: port(target, &get.port)?, path };
+    http_get::get(place, get.http_headers.as_deref().unwrap_or_default(), timeout, agent).await
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -230,6 +190,9 @@ pub async fn hook(cri: &Cri, target: &Target, handler: &LifecycleHandler) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use http_body_util::BodyExt;
+    use hyper_util::rt::TokioIo;
     use std::net::SocketAddr;
 
     /// A gRPC server of few words: healthy for the service "", not so for "sick", and without the protocol for "none".

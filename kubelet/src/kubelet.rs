@@ -25,9 +25,9 @@ use crate::images::Images;
 use crate::machine::Machine;
 use crate::objects::Objects;
 use crate::pod::{PodExt, milli, value};
-use crate::resources;
 use crate::thresholds::Thresholds;
 use crate::tokens::Tokens;
+use crate::{resources, sysctls};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +54,7 @@ pub struct Config {
     pub taints: Vec<String>,
     pub max_pods: u32,
     pub eviction_hard: Thresholds,
+    pub allowed_unsafe_sysctls: Vec<String>,
     pub image_limits: Limits,
 }
 
@@ -136,6 +137,9 @@ impl Kubelet {
     pub async fn admit(&self, pod: &Pod, new: bool) -> Option<(String, String)> {
         if !new {
             return None;
+        }
+        if let Some(why) = sysctls::forbidden(pod, &self.config.allowed_unsafe_sysctls) {
+            return Some(("SysctlForbidden".to_owned(), why));
         }
         if let Some(node) = self.node()
             && !selected(pod, &node)

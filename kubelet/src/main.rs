@@ -71,6 +71,9 @@ struct Args {
     /// What must be left of memory and disk: memory.available<100Mi,nodefs.available<10%
     #[arg(long, default_value = "")]
     eviction_hard: kubelet::Thresholds,
+    /// Kernel settings that pods may have beside the safe ones; `*` ends a beginning: kernel.msg*,net.core.somaxconn
+    #[arg(long, value_delimiter = ',')]
+    allowed_unsafe_sysctls: Vec<String>,
     /// Percent of the disk in use at which unused images are removed, oldest first; 100 keeps them
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u64).range(0..=100))]
     image_gc_high_threshold: u64,
@@ -125,6 +128,7 @@ fn config(args: &Args) -> kubelet::Config {
         taints: args.register_with_taints.clone(),
         max_pods: args.max_pods,
         eviction_hard: args.eviction_hard,
+        allowed_unsafe_sysctls: args.allowed_unsafe_sysctls.clone(),
         image_limits: kubelet::Limits {
             high: args.image_gc_high_threshold,
             low: args.image_gc_low_threshold,

@@ -178,6 +178,10 @@ impl Task {
             ticks.tick().await;
             let success = match handlers::probe(&self.cri, &self.target, &self.probe, timeout).await {
                 Verdict::Success => true,
+                Verdict::Warning(output) => {
+                    self.recorder.warning(&self.about, "ProbeWarning", format!("{} probe warning: {output}", self.id.1.name()));
+                    true
+                }
                 Verdict::Failure(output) => {
                     self.recorder.warning(&self.about, "Unhealthy", format!("{} probe failed: {output}", self.id.1.name()));
                     false

@@ -7,20 +7,20 @@ mod logs;
 mod stats;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use k8s_openapi::List;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery::delegated::{Action, Delegated};
 use machinery::https::{self, Body, Peer};
 use tokio::net::TcpListener;
 
 use crate::kubelet::Kubelet;
-use crate::pod::{LABEL_CONTAINER_NAME, LABEL_POD_UID, PodExt};
+use crate::pod::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
 use crate::serving::Serving;
 
 /// An HTTP code and what to say.
@@ -114,6 +114,7 @@ async fn route(kubelet: &Arc<Kubelet>, request: Request<Incoming>, path: &str) -
     match parts.as_slice() {
         ["healthz"] | ["healthz", "ping" | "log" | "syncloop"] => Ok(https::text(200, "ok")),
         ["pods"] => pods(kubelet),
+        ["runningpods"] => running_pods(kubelet).await,
         ["containerLogs", namespace, pod, container] => logs::logs(kubelet, &find(kubelet, namespace, pod)?, container, &query).await,
         ["exec", namespace, pod, rest @ ..] => {
             let (pod, container) = (find(kubelet, namespace, pod)?, last(rest)?);
@@ -152,6 +153,24 @@ fn find(kubelet: &Kubelet, namespace: &str, name: &str) -> Result<Arc<Pod>, Refu
 fn pods(kubelet: &Kubelet) -> Answer {
     let items = kubelet.pods.list().iter().map(|pod| (**pod).clone()).collect();
     json(&List::<Pod> { items, ..List::default() })
+}
+
+/// The pods that have a running container, by what the runtime itself knows of them.
+async fn running_pods(kubelet: &Kubelet) -> Answer {
+    let containers = kubelet.cri.list_containers(HashMap::new()).await.map_err(|e| (500, e.to_string()))?;
+    let mut pods: BTreeMap<String, Pod> = BTreeMap::new();
+    for found in containers.into_iter().filter(|c| c.state == k8s_cri::v1::ContainerState::ContainerRunning as i32) {
+        let label = |name: &str| found.labels.get(name).cloned();
+        let Some(uid) = label(LABEL_POD_UID) else { continue };
+        let pod = pods.entry(uid.clone()).or_default();
+        pod.metadata.uid = Some(uid);
+        pod.metadata.name = label(LABEL_POD_NAME);
+        pod.metadata.namespace = label(LABEL_POD_NAMESPACE);
+        let image = found.image.map(|image| image.image);
+        let container = Container { name: label(LABEL_CONTAINER_NAME).unwrap_or_default(), image, ..Container::default() };
+        pod.spec.get_or_insert_default().containers.push(container);
+    }
+    json(&List::<Pod> { items: pods.into_values().collect(), ..List::default() })
 }
 
 fn json(value: &impl serde::Serialize) -> Answer {

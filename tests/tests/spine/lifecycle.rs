@@ -121,3 +121,54 @@ spec:
     ensure_eq(kubectl.path("pod/picky", "{.spec.nodeName}")?, "worker1".into(), "node")?;
     kubectl.ok("label node worker1 disk-").map(drop)
 }
+
+pub fn runtime_classes_and_kernel_settings(spine: &Spine) -> Result<()> {
+    let kubectl = spine.own("l-class")?;
+    kubectl.apply(
+        r#"
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: l-plain}
+handler: runc
+---
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: l-absent}
+handler: l-none
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: plain}
+spec:
+  runtimeClassName: l-plain
+  securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}
+  containers: [{name: main, image: "coracle/web:1"}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: absent}
+spec:
+  runtimeClassName: l-absent
+  containers: [{name: main, image: "coracle/web:1"}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unsafe}
+spec:
+  securityContext: {sysctls: [{name: kernel.msgmax, value: "1"}]}
+  containers: [{name: main, image: "coracle/web:1"}]
+"#,
+    )?;
+    kubectl.ok("wait --for=condition=Ready pod/plain --timeout=60s")?;
+    ensure_eq(kubectl.ok("exec plain -- cat /proc/sys/net/ipv4/ip_unprivileged_port_start")?, "80\n".into(), "setting")?;
+    until(30, "no such runtime", || {
+        ensure_contains(&kubectl.ok("describe pod absent")?, &["FailedCreatePodSandBox", "no runtime for \"l-none\" is configured"])
+    })?;
+    until(30, "refusal", || {
+        let status = kubectl.path("pod/unsafe", "{.status.phase} {.status.reason}: {.status.message}")?;
+        let expected = "Failed SysctlForbidden: Pod was rejected: forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+        ensure_eq(status, expected.into(), "status")
+    })?;
+    kubectl.ok("delete pod --all --now")?;
+    kubectl.ok("delete runtimeclass l-plain l-absent").map(drop)
+}

@@ -114,6 +114,7 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         lifecycle::init_containers_and_probes,
         lifecycle::failed_pods_say_why,
         lifecycle::unschedulable_says_why,
+        lifecycle::runtime_classes_and_kernel_settings,
         configuration::environment_and_volumes,
         configuration::limits_become_control_groups,
         configuration::service_account_token_works,

@@ -26,6 +26,7 @@ pub fn proxies(spine: &Spine) -> Result<()> {
     let node = kubectl.path(&format!("pod/{pod}"), "{.spec.nodeName}")?;
     ensure_contains(&raw(&format!("nodes/{node}/proxy/stats/summary"))?, &[&format!("\"nodeName\":\"{node}\""), pod])?;
     ensure_contains(&raw(&format!("nodes/{node}:10250/proxy/pods"))?, &[pod])?;
+    ensure_contains(&raw(&format!("nodes/{node}:10250/proxy/runningpods"))?, &[pod])?;
     ensure_contains(&refused("namespaces/r-proxy/services/web:81/proxy/")?, &["no service port 81 found for service \"web\""])?;
     ensure_contains(&refused("namespaces/r-proxy/services/none/proxy/")?, &["services \"none\" not found"])?;
     ensure_contains(&refused("namespaces/r-proxy/services/ftp:web:80/proxy/")?, &["invalid service request \"ftp:web:80\""])?;
