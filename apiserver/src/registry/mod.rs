@@ -160,7 +160,7 @@ impl Registry {
 
     /// What health checks call the store, and whether it answers now.
     pub async fn store_health(&self) -> (&'static str, bool) {
-        let answer = tokio::time::timeout(STORE_ANSWERS, self.store.revision()).await;
+        let answer = tokio::time::timeout(STORE_ANSWERS, self.store.check()).await;
         (self.store.name(), matches!(answer, Ok(Ok(_))))
     }
 

@@ -8,17 +8,22 @@
 //! `expiry` (deadline, key → revision), `meta`. History older than five minutes is compacted away by the writer when it is idle.
 //!
 //! Invariants: one writer; a change is published only after the commit that holds it is durable; a lost process loses nothing that
-//! was acknowledged (redb's two-phase, quick-repair commit).
+//! was acknowledged (redb's two-phase, quick-repair commit). After a commit that failed (a full disk) the file is opened anew, again
+//! and again until it can be written, and what of that commit is on disk after all is published: the server need not be restarted.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
+use parking_lot::{Mutex, RwLock};
+use redb::{
+    CommitError, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition, TableError,
+    TransactionError, WriteTransaction,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Change, Changes, Entry, Expect, Page, Result, Revision, Storage, StoreError};
@@ -35,6 +40,8 @@ const CACHE_BYTES: usize = 4 << 20;
 const MAX_GROUP: usize = 512;
 /// How often an idle writer looks for expired keys and old history.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often a store that could not be written is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// History kept for list and watch at a past revision.
 const KEEP_HISTORY: Duration = Duration::from_secs(300);
 
@@ -46,7 +53,11 @@ pub struct Embedded {
 }
 
 struct Shared {
-    db: Database,
+    dir: PathBuf,
+    /// `None` after a failed commit, until the file could be opened and written.
+    db: RwLock<Option<Database>>,
+    /// Why the last commit failed, if nothing was written since.
+    trouble: Mutex<Option<String>>,
     /// Last durable revision.
     revision: AtomicU64,
     compacted: AtomicU64,
@@ -62,7 +73,7 @@ enum Op {
 type Reply<T> = oneshot::Sender<Result<T>>;
 
 impl Embedded {
-    /// Open or create `dir/state.redb`. Errors: the file is locked by another process, or damaged beyond repair.
+    /// Open or create `dir/state.redb`. Errors, with what to do: another process has it, it is damaged beyond repair, the disk is full.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         Embedded::open_from(dir, 0)
     }
@@ -77,12 +88,17 @@ impl Embedded {
 
     fn open_from(dir: &Path, above: Revision) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join(FILE))?;
-        let (revision, compacted) = prepare_tables(&db, above)?;
-        let shared =
-            Arc::new(Shared { db, revision: AtomicU64::new(revision), compacted: AtomicU64::new(compacted), watchers: Mutex::default() });
+        let (db, revision, compacted) = open_file(dir, above)?;
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            db: RwLock::new(Some(db)),
+            trouble: Mutex::default(),
+            revision: AtomicU64::new(revision),
+            compacted: AtomicU64::new(compacted),
+            watchers: Mutex::default(),
+        });
         let (queue, ops) = std_mpsc::channel();
-        let writer = Writer { shared: shared.clone(), marks: vec![(Instant::now(), revision)] };
+        let writer = Writer { shared: shared.clone(), marks: vec![(Instant::now(), revision)], tried: Instant::now() };
         std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(ops))?;
         Ok(Embedded { shared, queue })
     }
@@ -92,6 +108,71 @@ impl Embedded {
         let stopped = || StoreError::unavailable(doing, anyhow::anyhow!("the writer has stopped"));
         self.queue.send(make(reply)).map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+}
+
+/// The store in `dir` with its last revision and the last compacted one.
+fn open_file(dir: &Path, above: Revision) -> anyhow::Result<(Database, Revision, Revision)> {
+    let opened = || {
+        let db = Database::builder().set_cache_size(CACHE_BYTES).create(dir.join(FILE))?;
+        let (revision, compacted) = prepare_tables(&db, above)?;
+        anyhow::Ok((db, revision, compacted))
+    };
+    opened().map_err(|error| explain(dir, error))
+}
+
+/// What went wrong with the file, and what its owner can do.
+fn explain(dir: &Path, error: anyhow::Error) -> anyhow::Error {
+    let path = dir.join(FILE).display().to_string();
+    let said = format!("{error:#}");
+    let fault = error.chain().find_map(|cause| match cause.downcast_ref::<DatabaseError>() {
+        Some(DatabaseError::DatabaseAlreadyOpen) => Some(Fault::Taken),
+        Some(DatabaseError::RepairAborted | DatabaseError::UpgradeRequired(_)) => Some(Fault::Damaged),
+        _ => match storage_error(cause)? {
+            StorageError::Corrupted(_) => Some(Fault::Damaged),
+            StorageError::Io(error) => io_fault(error),
+            _ => None,
+        },
+    });
+    match fault {
+        Some(Fault::Full) => anyhow::anyhow!("{path} can't be written: {said}: make room on its disk, and writing goes on by itself"),
+        Some(Fault::Taken) => anyhow::anyhow!("{path} is in use: {said}: only one API server can have it"),
+        Some(Fault::Damaged) => anyhow::anyhow!(
+            "{path} is damaged: {said}: put a copy from before in its place, or move it away to begin with an empty cluster"
+        ),
+        None => error.context(path),
+    }
+}
+
+enum Fault {
+    Full,
+    Taken,
+    Damaged,
+}
+
+/// What each step's error has inside.
+fn storage_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a StorageError> {
+    if let Some(DatabaseError::Storage(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(TransactionError::Storage(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(TableError::Storage(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(CommitError::Storage(error)) = cause.downcast_ref() {
+        return Some(error);
+    }
+    cause.downcast_ref()
+}
+
+fn io_fault(error: &std::io::Error) -> Option<Fault> {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Fault::Full),
+        // A file that ends early, or does not begin as it must.
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidData => Some(Fault::Damaged),
+        _ => None,
     }
 }
 
@@ -155,6 +236,14 @@ impl<'a> Stored<'a> {
 }
 
 impl Shared {
+    /// Errors: the store is in trouble, or what `read` says.
+    fn reading<T>(&self, read: impl FnOnce(&Database) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        match self.db.read().as_ref() {
+            Some(db) => read(db),
+            None => Err(anyhow::anyhow!(self.trouble.lock().clone().unwrap_or_default())),
+        }
+    }
+
     /// The entry of `key` as of `at`, following the chain of replaced revisions back from its head.
     fn entry_at(
         &self,
@@ -177,43 +266,40 @@ impl Shared {
     }
 
     fn get(&self, key: &str) -> anyhow::Result<Option<Entry>> {
-        let txn = self.db.begin_read()?;
-        let Some(head) = txn.open_table(HEADS)?.get(key)?.map(|v| v.value()) else { return Ok(None) };
-        self.entry_at(&txn.open_table(CHANGES)?, key, head, Revision::MAX)
+        self.reading(|db| {
+            let txn = db.begin_read()?;
+            let Some(head) = txn.open_table(HEADS)?.get(key)?.map(|v| v.value()) else { return Ok(None) };
+            self.entry_at(&txn.open_table(CHANGES)?, key, head, Revision::MAX)
+        })
     }
 
     fn list(&self, prefix: &str, start_after: Option<&str>, limit: usize, at: Revision) -> anyhow::Result<(Vec<Entry>, bool)> {
-        let txn = self.db.begin_read()?;
-        let (heads, changes) = (txn.open_table(HEADS)?, txn.open_table(CHANGES)?);
-        let mut entries = Vec::new();
-        let from = start_after.map_or(prefix, |s| s.max(prefix));
-        for head in heads.range(from..)? {
-            let (key, revision) = head?;
-            let key = key.value();
-            if !key.starts_with(prefix) {
-                break;
+        self.reading(|db| {
+            let txn = db.begin_read()?;
+            let (heads, changes) = (txn.open_table(HEADS)?, txn.open_table(CHANGES)?);
+            let mut entries = Vec::new();
+            let from = start_after.map_or(prefix, |s| s.max(prefix));
+            for head in heads.range(from..)? {
+                let (key, revision) = head?;
+                let key = key.value();
+                if !key.starts_with(prefix) {
+                    break;
+                }
+                if start_after == Some(key) {
+                    continue;
+                }
+                let Some(entry) = self.entry_at(&changes, key, revision.value(), at)? else { continue };
+                if limit != 0 && entries.len() == limit {
+                    return Ok((entries, true));
+                }
+                entries.push(entry);
             }
-            if start_after == Some(key) {
-                continue;
-            }
-            let Some(entry) = self.entry_at(&changes, key, revision.value(), at)? else { continue };
-            if limit != 0 && entries.len() == limit {
-                return Ok((entries, true));
-            }
-            entries.push(entry);
-        }
-        Ok((entries, false))
+            Ok((entries, false))
+        })
     }
 
     fn changes_after(&self, after: Revision) -> anyhow::Result<Vec<Change>> {
-        let txn = self.db.begin_read()?;
-        let changes = txn.open_table(CHANGES)?;
-        let mut out = Vec::new();
-        for row in changes.range(after + 1..)? {
-            let (revision, bytes) = row?;
-            out.push(Stored::decode(bytes.value())?.change(revision.value()));
-        }
-        Ok(out)
+        self.reading(|db| changes_after(db, after))
     }
 
     fn check_revision(&self, asked: Revision) -> Result<()> {
@@ -228,6 +314,16 @@ impl Shared {
     }
 }
 
+fn changes_after(db: &Database, after: Revision) -> anyhow::Result<Vec<Change>> {
+    let changes = db.begin_read()?.open_table(CHANGES)?;
+    let mut out = Vec::new();
+    for row in changes.range(after + 1..)? {
+        let (revision, bytes) = row?;
+        out.push(Stored::decode(bytes.value())?.change(revision.value()));
+    }
+    Ok(out)
+}
+
 #[async_trait]
 impl Storage for Embedded {
     fn name(&self) -> &'static str {
@@ -236,6 +332,13 @@ impl Storage for Embedded {
 
     async fn revision(&self) -> Result<Revision> {
         Ok(self.shared.revision.load(Ordering::Acquire))
+    }
+
+    async fn check(&self) -> Result<()> {
+        match self.shared.trouble.lock().as_ref() {
+            Some(why) => Err(StoreError::unavailable("writing", anyhow::anyhow!(why.clone()))),
+            None => Ok(()),
+        }
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>> {
@@ -286,10 +389,12 @@ struct Writer {
     shared: Arc<Shared>,
     /// When the store stood at which revision: what the age of history is measured by.
     marks: Vec<(Instant, Revision)>,
+    /// When a store in trouble was last tried.
+    tried: Instant,
 }
 
-/// An operation's outcome, held back until the commit that contains it is durable.
-type Finish = Box<dyn FnOnce(bool) + Send>;
+/// An operation's outcome, held back until the commit that contains it is durable, or has failed: then with the reason.
+type Finish = Box<dyn FnOnce(Option<&str>) + Send>;
 
 struct Tables<'t> {
     changes: Table<'t, u64, &'static [u8]>,
@@ -298,13 +403,16 @@ struct Tables<'t> {
     meta: Table<'t, &'static str, u64>,
     revision: Revision,
     committed: Vec<Change>,
+    /// Why an operation could not be carried out: the transaction fails.
+    failed: Option<anyhow::Error>,
 }
 
 impl Writer {
     fn run(mut self, ops: std_mpsc::Receiver<Op>) {
         let mut last_housekeeping = Instant::now();
         loop {
-            let mut group = match ops.recv_timeout(HOUSEKEEPING) {
+            let patience = if self.shared.trouble.lock().is_some() { TRY_AGAIN } else { HOUSEKEEPING };
+            let mut group = match ops.recv_timeout(patience) {
                 Ok(op) => vec![op],
                 Err(std_mpsc::RecvTimeoutError::Timeout) => Vec::new(),
                 Err(std_mpsc::RecvTimeoutError::Disconnected) => return,
@@ -313,13 +421,14 @@ impl Writer {
                 let Ok(op) = ops.try_recv() else { break };
                 group.push(op);
             }
+            self.reopen();
             if !group.is_empty() {
                 self.commit(group);
             }
-            if last_housekeeping.elapsed() >= HOUSEKEEPING {
+            if last_housekeeping.elapsed() >= HOUSEKEEPING && self.shared.db.read().is_some() {
                 last_housekeeping = Instant::now();
                 if let Err(error) = self.housekeep() {
-                    tracing::error!(%error, "store housekeeping failed");
+                    self.close(error);
                 }
             }
         }
@@ -328,22 +437,65 @@ impl Writer {
     /// One durable transaction for the whole group; then answers, then news.
     fn commit(&self, group: Vec<Op>) {
         let mut finishes: Vec<Finish> = Vec::with_capacity(group.len());
+        let mut group = group.into_iter();
         let outcome = self.transaction(|tables| {
-            for op in group {
-                finishes.push(tables.apply(op)?);
+            for op in group.by_ref() {
+                finishes.push(tables.apply(op));
+                if tables.failed.is_some() {
+                    break;
+                }
             }
-            Ok(())
+            tables.failed.take().map_or(Ok(()), Err)
         });
-        if let Err(error) = &outcome {
-            tracing::error!(error = format!("{error:#}"), "store commit failed");
-        }
+        let failed = outcome.err().map(|error| self.close(error));
         for finish in finishes {
-            finish(outcome.is_ok());
+            finish(failed.as_deref());
+        }
+        for op in group {
+            op.refuse(failed.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// After a failure redb trusts nothing that it holds of the file. Gives the reason, in words.
+    fn close(&self, error: anyhow::Error) -> String {
+        let was_open = self.shared.db.write().take().is_some();
+        let mut trouble = self.shared.trouble.lock();
+        if was_open || trouble.is_none() {
+            let why = format!("{:#}", explain(&self.shared.dir, error));
+            tracing::error!(why, "the store can't be written");
+            *trouble = Some(why);
+        }
+        trouble.clone().unwrap_or_default()
+    }
+
+    /// Opens the file of a store in trouble again, now and then. A commit that failed may be on disk all the same: it is published.
+    fn reopen(&mut self) {
+        if self.shared.db.read().is_some() || self.tried.elapsed() < TRY_AGAIN {
+            return;
+        }
+        self.tried = Instant::now();
+        let before = self.shared.revision.load(Ordering::Acquire);
+        let opened = open_file(&self.shared.dir, 0).and_then(|(db, revision, compacted)| {
+            let after_all = changes_after(&db, before)?;
+            Ok((db, revision, compacted, after_all))
+        });
+        match opened {
+            Ok((db, revision, compacted, after_all)) => {
+                *self.shared.db.write() = Some(db);
+                *self.shared.trouble.lock() = None;
+                tracing::info!(revision, "the store can be written again");
+                self.publish(revision, compacted, after_all);
+            }
+            Err(error) => *self.shared.trouble.lock() = Some(format!("{error:#}")),
         }
     }
 
     fn transaction(&self, work: impl FnOnce(&mut Tables<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let txn = begin(&self.shared.db)?;
+        self.shared.reading(|db| self.transact(db, work))
+    }
+
+    fn transact(&self, db: &Database, work: impl FnOnce(&mut Tables<'_>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let txn = begin(db)?;
         let before = self.shared.revision.load(Ordering::Acquire);
         let (revision, committed, compacted) = {
             let mut tables = Tables {
@@ -353,6 +505,7 @@ impl Writer {
                 meta: txn.open_table(META)?,
                 revision: before,
                 committed: Vec::new(),
+                failed: None,
             };
             work(&mut tables)?;
             if tables.revision != before {
@@ -383,9 +536,8 @@ impl Writer {
     fn housekeep(&mut self) -> anyhow::Result<()> {
         let now = now_ms();
         let due = {
-            let txn = self.shared.db.begin_read()?;
-            let expiry = txn.open_table(EXPIRY)?;
-            expiry.range(..(now, ""))?.next().is_some()
+            let due = |db: &Database| anyhow::Ok(db.begin_read()?.open_table(EXPIRY)?.range(..(now, ""))?.next().is_some());
+            self.shared.reading(due)?
         };
         if due {
             self.transaction(|tables| tables.expire(now))?;
@@ -404,32 +556,48 @@ impl Writer {
 }
 
 impl Tables<'_> {
-    fn apply(&mut self, op: Op) -> anyhow::Result<Finish> {
+    fn apply(&mut self, op: Op) -> Finish {
         match op {
             Op::Put { key, value, expect, ttl, reply } => {
                 let expect = match expect {
                     Expect::Absent => None,
                     Expect::At(revision) => Some(revision),
                 };
-                let outcome = match self.check(&key, expect)? {
-                    Some(conflict) => Err(conflict),
-                    None => Ok(self.write(key, Some(value), ttl)?),
-                };
-                Ok(answer(reply, outcome))
+                let outcome = self.swap(key, expect, Some(value), ttl);
+                self.answer(reply, outcome)
             }
             Op::Delete { key, expect, reply } => {
-                let outcome = match self.check(&key, Some(expect))? {
-                    Some(conflict) => Err(conflict),
-                    None => Ok(self.write(key, None, None)?),
-                };
-                Ok(answer(reply, outcome))
+                let outcome = self.swap(key, Some(expect), None, None);
+                self.answer(reply, outcome)
             }
             Op::Compact { revision, reply } => {
-                let revision = revision.min(self.revision);
-                self.compact(revision)?;
-                Ok(answer(reply, Ok(())))
+                let outcome = self.compact(revision.min(self.revision)).map(Ok);
+                self.answer(reply, outcome)
             }
         }
+    }
+
+    fn swap(
+        &mut self,
+        key: String,
+        expect: Option<Revision>,
+        value: Option<Bytes>,
+        ttl: Option<Duration>,
+    ) -> anyhow::Result<Result<Revision>> {
+        match self.check(&key, expect)? {
+            Some(conflict) => Ok(Err(conflict)),
+            None => self.write(key, value, ttl).map(Ok),
+        }
+    }
+
+    /// Holds the answer back until it is known whether the commit became durable.
+    fn answer<T: Send + 'static>(&mut self, reply: Reply<T>, outcome: anyhow::Result<Result<T>>) -> Finish {
+        let outcome = outcome.unwrap_or_else(|error| {
+            let refused = failure(&format!("{error:#}"));
+            self.failed.get_or_insert(error);
+            Err(refused)
+        });
+        Box::new(move |failed| send(reply, failed.map_or(outcome, |why| Err(failure(why)))))
     }
 
     /// `None` when the key is as expected.
@@ -508,17 +676,86 @@ impl Tables<'_> {
     }
 }
 
-/// Hold the answer back until it is known whether the commit became durable.
-fn answer<T: Send + 'static>(reply: Reply<T>, outcome: Result<T>) -> Finish {
-    Box::new(move |durable| {
-        let outcome = if durable { outcome } else { Err(StoreError::unavailable("committing", anyhow::anyhow!("the transaction failed"))) };
-        // The caller may have gone (its request was cancelled); the change stands either way.
-        if reply.send(outcome).is_err() {
-            tracing::trace!("nobody waits for this write any more");
+impl Op {
+    fn refuse(self, why: &str) {
+        match self {
+            Op::Put { reply, .. } | Op::Delete { reply, .. } => send(reply, Err(failure(why))),
+            Op::Compact { reply, .. } => send(reply, Err(failure(why))),
         }
-    })
+    }
+}
+
+fn failure(why: &str) -> StoreError {
+    StoreError::unavailable("committing", anyhow::anyhow!(why.to_owned()))
+}
+
+fn send<T>(reply: Reply<T>, outcome: Result<T>) {
+    // The caller may have gone (its request was cancelled); the change stands either way.
+    if reply.send(outcome).is_err() {
+        tracing::trace!("nobody waits for this write any more");
+    }
 }
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_cant_be_had_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = |dir: &Path| Embedded::open(dir).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        let held = Embedded::open(dir.path()).unwrap();
+        assert!(said(dir.path()).contains("state.redb is in use"), "{}", said(dir.path()));
+        drop(held);
+        for damaged in [&b"not a store"[..], &[0; 100_000], b""] {
+            let other = tempfile::tempdir().unwrap();
+            std::fs::write(other.path().join(FILE), damaged).unwrap();
+            let (said, whole) = (said(other.path()), damaged.is_empty());
+            assert_eq!(said.contains("put a copy from before in its place"), !whole, "{said:?}");
+        }
+    }
+
+    /// Where a disk can be made that is small enough: as root.
+    #[tokio::test]
+    async fn a_full_disk_is_named_and_got_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mount = |options: &str| {
+            let words = ["-t", "tmpfs", "-o", options, "tmpfs"];
+            std::process::Command::new("mount").args(words).arg(dir.path()).status().is_ok_and(|status| status.success())
+        };
+        if !mount("size=4m") {
+            return;
+        }
+        let store = Embedded::open(dir.path()).unwrap();
+        let value = Bytes::from(vec![7; 200_000]);
+        let mut written = Vec::new();
+        let error = loop {
+            let key = format!("/registry/x/{}", written.len());
+            match store.put(&key, value.clone(), Expect::Absent, None).await {
+                Ok(revision) => written.push((key, revision)),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("No space left on device") && error.contains("make room on its disk"), "{error}");
+        assert!(store.check().await.is_err());
+        assert!(mount("remount,size=16m"));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while store.check().await.is_err() {
+            assert!(Instant::now() < deadline, "{:?}", store.check().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for (key, revision) in &written {
+            assert_eq!(store.get(key).await.unwrap().map(|entry| entry.revision), Some(*revision));
+        }
+        let mut watch = store.watch(0).await.unwrap();
+        let after = store.put("/registry/x/after", value, Expect::Absent, None).await.unwrap();
+        assert!(after > written.last().unwrap().1);
+        assert_eq!(watch.recv().await.unwrap().first().unwrap().revision, 1, "nothing is lost");
+        drop(store);
+        assert!(std::process::Command::new("umount").args(["-l".as_ref(), dir.path().as_os_str()]).status().unwrap().success());
+    }
 }

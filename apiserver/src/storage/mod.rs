@@ -99,6 +99,11 @@ pub trait Storage: Send + Sync + 'static {
     /// The last durable revision. A read that must be consistent waits until its cache has seen it.
     async fn revision(&self) -> Result<Revision>;
 
+    /// Whether it would take a write now, for health checks.
+    async fn check(&self) -> Result<()> {
+        self.revision().await.map(drop)
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>>;
 
     /// Entries under `prefix` in key order, after `start_after`, at most `limit` (0 = all), as of `at` (`None` = now).
