@@ -197,6 +197,7 @@ fn effective(pod: &Pod, container: &Container) -> SecurityContext {
         run_as_group: own.run_as_group.or(of_pod.run_as_group),
         run_as_non_root: own.run_as_non_root.or(of_pod.run_as_non_root),
         seccomp_profile: own.seccomp_profile.clone().or(of_pod.seccomp_profile),
+        app_armor_profile: own.app_armor_profile.clone().or(of_pod.app_armor_profile),
         ..own
     }
 }
@@ -245,6 +246,7 @@ fn security_context(inputs: &Inputs, security: &SecurityContext) -> LinuxContain
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),
         seccomp: Some(seccomp),
+        apparmor: security.app_armor_profile.as_ref().map(sandbox::app_armor),
         ..LinuxContainerSecurityContext::default()
     }
 }

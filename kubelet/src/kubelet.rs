@@ -27,7 +27,7 @@ use crate::objects::Objects;
 use crate::pod::{PodExt, milli, value};
 use crate::thresholds::Thresholds;
 use crate::tokens::Tokens;
-use crate::{resources, sysctls};
+use crate::{apparmor, resources, sysctls};
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -140,6 +140,9 @@ impl Kubelet {
         }
         if let Some(why) = sysctls::forbidden(pod, &self.config.allowed_unsafe_sysctls) {
             return Some(("SysctlForbidden".to_owned(), why));
+        }
+        if apparmor::is_required(pod) && !apparmor::is_enabled() {
+            return Some(("AppArmor".to_owned(), "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned()));
         }
         if let Some(node) = self.node()
             && !selected(pod, &node)

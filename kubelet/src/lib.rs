@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod actions;
+mod apparmor;
 mod backoff;
 mod cgroups;
 mod container;

@@ -9,7 +9,7 @@ use k8s_cri::v1::{
     DnsConfig, Int64Value, LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, PortMapping, Protocol, SecurityProfile,
 };
-use k8s_openapi::api::core::v1::{Pod, SeccompProfile};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Pod, SeccompProfile};
 
 use crate::pod::{LABEL_POD_NAME, LABEL_POD_NAMESPACE, LABEL_POD_UID, PodExt};
 
@@ -104,6 +104,16 @@ fn security(pod: &Pod) -> LinuxSandboxSecurityContext {
         seccomp: Some(SecurityProfile { profile_type: ProfileType::RuntimeDefault.into(), localhost_ref: String::new() }),
         ..LinuxSandboxSecurityContext::default()
     }
+}
+
+/// Localhost profiles are known to the kernel by name. Without a profile the runtime takes its own, if the kernel has AppArmor.
+pub fn app_armor(profile: &AppArmorProfile) -> SecurityProfile {
+    let kind = match profile.type_.as_str() {
+        "Localhost" => ProfileType::Localhost,
+        "Unconfined" => ProfileType::Unconfined,
+        _ => ProfileType::RuntimeDefault,
+    };
+    SecurityProfile { profile_type: kind.into(), localhost_ref: profile.localhost_profile.clone().unwrap_or_default() }
 }
 
 /// Localhost profiles lie below the kubelet's root.
