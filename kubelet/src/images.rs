@@ -80,10 +80,14 @@ pub fn parse(image: &str) -> Result<Name, String> {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
         _ => (rest, None),
     };
-    let repository = match name.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" || host.contains(char::is_uppercase) => name.to_owned(),
-        Some(_) => format!("docker.io/{name}"),
-        None => format!("docker.io/library/{name}"),
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" || host.contains(char::is_uppercase) => (host, path),
+        _ => ("docker.io", name),
+    };
+    let repository = match host {
+        "docker.io" | "index.docker.io" if !path.contains('/') => format!("docker.io/library/{path}"),
+        "index.docker.io" => format!("docker.io/{path}"),
+        host => format!("{host}/{path}"),
     };
     let path = repository.split_once('/').map_or("", |(_, path)| path);
     if path.contains(char::is_uppercase) {
@@ -322,6 +326,8 @@ mod tests {
     fn names_in_full() {
         for (image, tagged, repository) in [
             ("busybox", "busybox:latest", "docker.io/library/busybox"),
+            ("docker.io/busybox:1", "docker.io/busybox:1", "docker.io/library/busybox"),
+            ("index.docker.io/a/b:1", "index.docker.io/a/b:1", "docker.io/a/b"),
             ("localhost:5000/a", "localhost:5000/a:latest", "localhost:5000/a"),
             ("a/b:1", "a/b:1", "docker.io/a/b"),
             ("r.example/a__b/c-d.e:v1", "r.example/a__b/c-d.e:v1", "r.example/a__b/c-d.e"),

@@ -24,10 +24,12 @@ impl Reference {
             _ => (rest, None),
         };
         let (registry, repository) = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_string()),
-            Some(_) => ("docker.io", name.to_string()),
-            None => ("docker.io", format!("library/{name}")),
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+            _ => ("docker.io", name),
         };
+        let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
+        let official = registry == "docker.io" && !repository.contains('/');
+        let repository = if official { format!("library/{repository}") } else { repository.to_owned() };
         let fine = !name.is_empty()
             && registry.starts_with(|c: char| c.is_ascii_alphanumeric())
             && repository.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/".contains(c))
@@ -56,6 +58,8 @@ mod tests {
         for (short, full) in [
             ("nginx", "docker.io/library/nginx:latest"),
             ("nginx:1.25", "docker.io/library/nginx:1.25"),
+            ("docker.io/redis:6.0.5", "docker.io/library/redis:6.0.5"),
+            ("index.docker.io/a/b", "docker.io/a/b:latest"),
             ("coracle/web:1", "docker.io/coracle/web:1"),
             ("registry.k8s.io/pause:3.10", "registry.k8s.io/pause:3.10"),
             ("localhost/a", "localhost/a:latest"),
