@@ -1,6 +1,8 @@
 //! Leader election on a Lease: of several instances, one acts.
 //!
 //! The holder renews; others watch the clock from when *they* last saw the lease change, so that clocks need not agree.
+//! Unlike upstream, a lease whose holder was on this very host, by the same clock, is believed: who comes back after the store was
+//! away for longer than a lease lasts does not wait for that once more.
 //! Upstream: `client-go/tools/leaderelection/leaderelection.go`, the same times.
 
 use std::time::Duration;
@@ -115,7 +117,8 @@ impl Elector {
 
     /// Whether the lease has not changed for its whole duration, or has been given up.
     fn expired(&mut self, spec: &LeaseSpec) -> bool {
-        if spec.holder_identity.as_deref().unwrap_or_default().is_empty() {
+        let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        if holder.is_empty() || host(holder) == host(&self.identity) && ran_out(spec, Timestamp::now()) {
             return true;
         }
         match &self.observed {
@@ -143,6 +146,48 @@ impl Elector {
         };
         if let Err(error) = released.await {
             tracing::debug!("lease not released, it will expire: {error}");
+        }
+    }
+}
+
+/// The host in an identity: what is before the uuid.
+fn host(identity: &str) -> Option<&str> {
+    identity.rsplit_once('_').map(|(host, _)| host).filter(|host| !host.is_empty())
+}
+
+/// Whether the lease has run out by its holder's clock.
+fn ran_out(spec: &LeaseSpec, now: Timestamp) -> bool {
+    let Some((renewed, seconds)) = spec.renew_time.as_ref().zip(spec.lease_duration_seconds) else { return false };
+    now.duration_since(renewed.0).as_secs() > i64::from(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lease_of_this_host_ends_by_its_clock_and_of_another_by_ours() {
+        let _first_wins = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let config = kube::Config::new(http::Uri::from_static("https://127.0.0.1:1"));
+        let leases = Api::namespaced(crate::client::connect(&config).unwrap(), "kube-system");
+        let identity = "master_0c1d".to_owned();
+        let mut elector = Elector { leases, name: "x".into(), identity, observed: None, held: None };
+        let ago = |seconds: i64| Timestamp::now() - api::k8s_openapi::jiff::SignedDuration::from_secs(seconds);
+        for (holder, renewed, expired) in [
+            ("master_7a2b", 17, true),
+            ("master_7a2b", 12, false),
+            ("other_7a2b", 17, false),
+            ("host_master_7a2b", 17, false),
+            ("7a2b", 17, false),
+            ("", 0, true),
+        ] {
+            let spec = LeaseSpec {
+                holder_identity: Some(holder.into()),
+                renew_time: Some(MicroTime(ago(renewed))),
+                lease_duration_seconds: Some(15),
+                ..LeaseSpec::default()
+            };
+            assert_eq!(elector.expired(&spec), expired, "{holder} {renewed} s ago");
         }
     }
 }
