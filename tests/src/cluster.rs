@@ -7,6 +7,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::kubectl::Kubectl;
 
+/// Words for `up`: time-outs of node failure, shortened; a node's lease is renewed every ten seconds.
+pub const SHORT_TIMEOUTS: [&str; 4] =
+    ["--flag", "kube-controller-manager=--node-monitor-grace-period=16s", "--flag", "kube-controller-manager=--node-monitor-period=1s"];
+
 pub struct Cluster {
     pub name: String,
 }

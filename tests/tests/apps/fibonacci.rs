@@ -37,3 +37,24 @@ pub fn data_outlives_the_pod(apps: &Apps) -> Result<()> {
     ensure_eq(before != after && after.ends_with("True"), true, "another pod")?;
     until(60, "the data", || ensure_eq(apps.json(PORT, "/api/seen")?, json!([12, 90]), "indices"))
 }
+
+/// The volume is a directory of one node: while that is away the pod waits and says why.
+pub fn data_waits_for_its_node(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    let soon = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3});
+    let tolerations = [soon("node.kubernetes.io/unreachable"), soon("node.kubernetes.io/not-ready")];
+    let patch = json!({"spec": {"template": {"spec": {"tolerations": tolerations}}}}).to_string();
+    kubectl.ok_with("patch deployment postgres -p", &[&patch])?;
+    kubectl.ok("rollout status deployment/postgres --timeout=120s")?;
+    let node = kubectl.ok_with("get pods -l part=postgres", &["-o", "jsonpath={.items[0].spec.nodeName}"])?;
+    apps.cluster.coracle(&["machine", "cut", &node])?;
+    let waits = until(120, "the pod that waits", || {
+        let why = "jsonpath={.items[*].status.conditions[?(@.type=='PodScheduled')].message}";
+        let why = kubectl.ok_with("get pods -l part=postgres --field-selector status.phase=Pending", &["-o", why])?;
+        ensure_contains(&why, &["1 node(s) didn't match PersistentVolume's node affinity", "taint {node.kubernetes.io/unreachable: }"])
+    });
+    apps.cluster.coracle(&["machine", "heal", &node])?;
+    waits?;
+    kubectl.ok("rollout status deployment/postgres --timeout=120s")?;
+    until(60, "the data", || ensure_eq(apps.json(PORT, "/api/seen")?, json!([12, 90]), "indices"))
+}

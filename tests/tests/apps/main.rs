@@ -1,7 +1,7 @@
 //! The demo applications from their Dockerfiles to their data, on a cluster of one master and two workers.
 //!
 //! `cargo test --workspace --test apps -- WORD…` runs the stages whose names hold one of the words. `KEEP=1` leaves the cluster up and
-//! takes one that is up. Images are built from Debian's packages: the first run fetches them.
+//! takes one that is up. `STORE=etcd` keeps the cluster's state in etcd. Images are built from Debian's packages: the first run fetches them.
 
 mod fibonacci;
 mod voting;
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tests::cluster::{Cluster, programs};
+use tests::cluster::{Cluster, SHORT_TIMEOUTS, programs};
 use tests::{ensure_contains, runner};
 
 pub struct Apps {
@@ -65,9 +65,14 @@ fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let name = std::env::var("CLUSTER").unwrap_or_else(|_| "test-apps".into());
     let keep = std::env::var_os("KEEP").is_some();
+    let mut words = vec!["--bare"];
+    words.extend(SHORT_TIMEOUTS);
+    if std::env::var("STORE").is_ok_and(|store| store == "etcd") {
+        words.push("--etcd");
+    }
     let apps = match (keep, Cluster { name: name.clone() }) {
-        (false, leftover) => leftover.coracle(&["down"]).and_then(|_| Cluster::up(&name, &["--bare"])),
-        (true, _) => Cluster::up(&name, &["--bare"]),
+        (false, leftover) => leftover.coracle(&["down"]).and_then(|_| Cluster::up(&name, &words)),
+        (true, _) => Cluster::up(&name, &words),
     };
     let apps = match apps {
         Ok((cluster, _)) => Apps { cluster },
@@ -80,9 +85,12 @@ fn main() -> ExitCode {
         images_are_built,
         fibonacci::computes_and_stores,
         fibonacci::data_outlives_the_pod,
+        fibonacci::data_waits_for_its_node,
         voting::members_start_in_order_and_votes_count,
         voting::identity_and_data_are_kept,
+        voting::an_update_stops_at_the_partition,
         voting::the_job_runs_once,
+        voting::claims_go_with_their_members_if_asked,
     ];
     let (passed, failed, skipped) = runner::run(&apps, &stages, &filters);
     if !keep && let Err(e) = apps.cluster.coracle(&["down"]) {

@@ -77,3 +77,39 @@ pub fn the_job_runs_once(apps: &Apps) -> Result<()> {
     ensure_contains(&kubectl.ok_with("apply -f", &[&folder("voting")])?, &["job.batch/open-election unchanged"])?;
     ensure_eq(kubectl.path("job/open-election", "{.status.succeeded}")?, "1".into(), "successes")
 }
+
+pub fn an_update_stops_at_the_partition(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    let partition = |n: u8| json!({"spec": {"updateStrategy": {"rollingUpdate": {"partition": n}}}}).to_string();
+    let marks = || {
+        let marks = "jsonpath={range .items[*]}{.spec.containers[0].env[?(@.name=='MARK')].value}.{end}";
+        kubectl.ok_with("get pods -l app=voting,part=store --sort-by=.metadata.name", &["-o", marks])
+    };
+    kubectl.ok_with("patch statefulset store -p", &[&partition(2)])?;
+    kubectl.ok("set env statefulset/store MARK=new")?;
+    settled(&kubectl)?;
+    ensure_eq(marks()?, "..new.".into(), "members with the update")?;
+    let revisions = kubectl.path("statefulset/store", "{.status.updatedReplicas} {.status.currentRevision} {.status.updateRevision}")?;
+    let revisions: Vec<&str> = revisions.split(' ').collect();
+    ensure_eq(revisions[0] == "1" && revisions[1] != revisions[2], true, &format!("{revisions:?}"))?;
+    // One that is lost comes back as what it was.
+    kubectl.ok("delete pod store-1")?;
+    settled(&kubectl)?;
+    ensure_eq(marks()?, "..new.".into(), "members with the update")?;
+    kubectl.ok_with("patch statefulset store -p", &[&partition(0)])?;
+    settled(&kubectl)?;
+    ensure_eq(marks()?, "new.new.new.".into(), "members with the update")?;
+    votes_are(apps, &kubectl, 4, &MEMBERS)
+}
+
+pub fn claims_go_with_their_members_if_asked(apps: &Apps) -> Result<()> {
+    let kubectl = apps.cluster.kubectl("default");
+    let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}}).to_string();
+    kubectl.ok_with("patch statefulset store -p", &[&policy])?;
+    kubectl.ok("scale statefulset store --replicas=2")?;
+    kubectl.ok("wait --for=delete pod/store-2 pvc/data-store-2 --timeout=90s")?;
+    kubectl.ok("scale statefulset store --replicas=3")?;
+    settled(&kubectl)?;
+    // A new claim, and its primary's data on it.
+    votes_are(apps, &kubectl, 4, &MEMBERS)
+}

@@ -24,7 +24,7 @@ mod writes;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use tests::cluster::Cluster;
+use tests::cluster::{Cluster, SHORT_TIMEOUTS};
 use tests::kubectl::Kubectl;
 use tests::runner;
 
@@ -56,10 +56,6 @@ impl Spine {
     }
 }
 
-/// Time-outs of node failure, shortened; a node's lease is renewed every ten seconds.
-const FLAGS: [&str; 4] =
-    ["--flag", "kube-controller-manager=--node-monitor-grace-period=16s", "--flag", "kube-controller-manager=--node-monitor-period=1s"];
-
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     // What an interrupted run left.
@@ -67,7 +63,7 @@ fn main() -> ExitCode {
     if let Err(e) = leftover.coracle(&["down"]) {
         println!("clear up before: {e:#}");
     }
-    let mut words = FLAGS.to_vec();
+    let mut words = SHORT_TIMEOUTS.to_vec();
     if on_etcd() {
         words.push("--etcd");
     }
