@@ -15,8 +15,6 @@ BIN := target/release
 CORACLE := $(BIN)/coracle
 WORKERS ?= 2
 MINUTES ?= 10
-# Programs that run in images of their own, without any library beneath them.
-STATIC := pause dns
 
 .PHONY: help setup build up down status test unit cluster-test apps-test chaos bench stock-diff conformance lint
 
@@ -27,13 +25,11 @@ setup:
 	@scripts/setup
 
 # Every cargo command selects the whole workspace: with another selection dependencies get other features, and compile again.
+# pause has few, and runs in every pod: it alone is static.
 build: setup
 	cargo build --release --workspace
-	@mkdir -p $(BIN)/static
-	@for program in $(STATIC); do \
-	  cargo rustc --release -p $$program --bin $$program -- -C target-feature=+crt-static -C strip=symbols && \
-	  install -m 755 $(BIN)/$$program $(BIN)/static/$$program || exit 1; \
-	done
+	@cargo rustc --quiet --release -p pause --bin pause -- -C target-feature=+crt-static
+	@mkdir -p $(BIN)/images && install -s -m 755 $(BIN)/pause $(BIN)/dns $(BIN)/images
 
 up: build
 	$(CORACLE) up --workers $(WORKERS)

@@ -20,7 +20,6 @@ pub mod openapi;
 pub mod proxy;
 pub mod registry;
 pub mod storage;
-mod tls;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -31,6 +30,7 @@ use auth::authn::Authenticator;
 use auth::authz::Authorizer;
 use auth::token::{Discovery as TokenDiscovery, Issuer, SigningKey, Verifier, VerifyingKey};
 use kinds::{KINDS, Kind, Storage as Stored};
+use machinery::tls;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -49,13 +49,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let listener = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     let port = listener.local_addr()?.port();
     let advertised = config.advertise_address.unwrap_or_else(|| own_address(config.bind_address));
-    let server_tls = tls::server(&config).context("reading the serving certificate and the client CA")?;
+    let certificate = tls::certificate(Some((&config.tls_cert_file, &config.tls_private_key_file)), Vec::new())?;
+    let server_tls = tls::server(certificate, Some(&config.client_ca_file))?;
     let registry = open_registry(&config).await?;
     let app = Arc::new(build(&config, registry, &format!("{advertised}:{port}"), shutdown)?);
     let reach = bootstrap::Reach { address: advertised, port };
     let ensure = tokio::spawn(ensure(app.clone(), reach));
     tracing::info!(%address, %advertised, "serving");
-    http::serve::serve(app, listener, Arc::new(server_tls)).await;
+    http::serve::serve(app, listener, server_tls).await;
     ensure.abort();
     tracing::info!("stopped");
     Ok(())
@@ -115,8 +116,8 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
         issuer: Issuer::new(signing, issuer_url, audiences),
         token_discovery,
         backends: backend::Backends {
-            kubelet: tls::kubelet_client(config).context("the kubelet client certificate")?.map(|tls| TlsConnector::from(Arc::new(tls))),
-            anyone: TlsConnector::from(Arc::new(tls::anyone()?)),
+            kubelet: kubelet_client(config).context("the kubelet client certificate")?,
+            anyone: TlsConnector::from(tls::trusting_client()),
         },
         discovery: discovery::Discovery::new(address),
         git_commit: config.git_commit,
@@ -124,6 +125,13 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
         shutdown,
         ready: AtomicBool::new(false),
     })
+}
+
+/// `None` without a client certificate: kubelets can't be reached then.
+fn kubelet_client(config: &Config) -> anyhow::Result<Option<TlsConnector>> {
+    let (Some(certificate), Some(key)) = (&config.kubelet_client_certificate, &config.kubelet_client_key) else { return Ok(None) };
+    let authority = config.kubelet_certificate_authority.as_ref().unwrap_or(&config.client_ca_file);
+    Ok(Some(TlsConnector::from(tls::client(authority, certificate, key)?)))
 }
 
 /// The address this machine would use to reach others: upstream takes the one of the default route.

@@ -216,7 +216,7 @@ fn run(command: Command) -> Result<bool> {
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    machinery::https::install_crypto();
+    machinery::tls::install_crypto();
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 

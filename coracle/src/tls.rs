@@ -1,4 +1,4 @@
-//! Small pieces of TLS: reading identities and authorities, and one GET with the administrator's certificate.
+//! How the administrator reaches the cluster's processes: certificates, and one GET of a health page.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -6,30 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use machinery::tls;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::cluster::Cluster;
-
-/// The authorities of a PEM file.
-pub fn roots(path: &Path) -> Result<RootCertStore> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).with_context(|| format!("read {}", path.display()))? {
-        roots.add(certificate?)?;
-    }
-    Ok(roots)
-}
-
-/// A certificate chain and its key.
-pub fn identity(certificate: &Path, key: &Path) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .with_context(|| format!("read {}", certificate.display()))?
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok((chain, PrivateKeyDer::from_pem_file(key).with_context(|| format!("read {}", key.display()))?))
-}
 
 /// How the administrator speaks to the cluster's processes.
 pub fn admin(cluster: &Cluster) -> Result<Arc<rustls::ClientConfig>> {
@@ -42,9 +24,7 @@ pub fn etcd(cluster: &Cluster) -> Result<Arc<rustls::ClientConfig>> {
 }
 
 fn client(pki: &Path, name: &str) -> Result<Arc<rustls::ClientConfig>> {
-    let (chain, key) = identity(&pki.join(format!("{name}.crt")), &pki.join(format!("{name}.key")))?;
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots(&pki.join("ca.crt"))?).with_client_auth_cert(chain, key)?;
-    Ok(Arc::new(config))
+    tls::client(&pki.join("ca.crt"), &pki.join(format!("{name}.crt")), &pki.join(format!("{name}.key")))
 }
 
 /// GET of a health page: its status and text. No answer within two seconds is an error.

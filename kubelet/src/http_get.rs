@@ -2,7 +2,6 @@
 //!
 //! Upstream: `pkg/probe/http/{http,request}.go`, v1.33.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -91,7 +90,7 @@ async fn ask(place: &Place, headers: &[HTTPHeader], agent: &str) -> Result<Answe
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|e| e.to_string())?;
     if place.tls {
-        let config = Arc::new(crate::tls::trusting_client());
+        let config = machinery::tls::trusting_client();
         let name = rustls_pki_types::ServerName::try_from(place.host.clone()).map_err(|e| e.to_string())?;
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())?;
         send(TokioIo::new(stream), request).await

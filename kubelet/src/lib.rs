@@ -46,7 +46,6 @@ mod status;
 mod status_writer;
 mod sysctls;
 mod thresholds;
-mod tls;
 mod tokens;
 mod volumes;
 mod worker;

@@ -16,7 +16,7 @@ use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{PostParams, WatchEvent, WatchParams};
-use machinery::https;
+use machinery::tls;
 use parking_lot::RwLock;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -46,7 +46,7 @@ impl Serving {
     pub fn self_signed(names: Vec<String>) -> Result<Arc<Self>> {
         let own = rcgen::generate_simple_self_signed(names).context("sign a certificate")?;
         let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).map_err(|e| anyhow::anyhow!(e))?;
-        let certified = https::certified_key(vec![own.cert.der().clone()], &key)?;
+        let certified = tls::certified_key(vec![own.cert.der().clone()], &key)?;
         Ok(Arc::new(Serving { current: RwLock::new(Arc::new(certified)) }))
     }
 
@@ -84,8 +84,8 @@ impl Serving {
         if !file.exists() {
             return Ok(None);
         }
-        let chain = https::read_certificates(&file)?;
-        let key = https::read_key(&file)?;
+        let chain = tls::certificates(&file)?;
+        let key = tls::key(&file)?;
         let (_, parsed) = x509_parser::parse_x509_certificate(chain.first().context("empty file")?)?;
         let from = Timestamp::from_second(parsed.validity().not_before.timestamp())?;
         let to = Timestamp::from_second(parsed.validity().not_after.timestamp())?;
@@ -97,7 +97,7 @@ impl Serving {
         if to <= Timestamp::now() || !names.contains(&octets) {
             return Ok(None);
         }
-        *self.current.write() = Arc::new(https::certified_key(chain, &key)?);
+        *self.current.write() = Arc::new(tls::certified_key(chain, &key)?);
         Ok(Some((from, to)))
     }
 

@@ -4,21 +4,17 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -44,58 +40,6 @@ pub fn text(code: u16, body: impl Into<Bytes>) -> Response<Body> {
     *response.status_mut() = http::StatusCode::from_u16(code).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("text/plain; charset=utf-8"));
     response
-}
-
-/// rustls with aws-lc-rs, chosen once for the whole process. Repeating it is harmless.
-pub fn install_crypto() {
-    let _already_installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
-pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read certificates from {}", path.display()))
-}
-
-pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path).with_context(|| format!("cannot read a private key from {}", path.display()))
-}
-
-pub fn certified_key(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<CertifiedKey> {
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).context("unusable private key")?;
-    Ok(CertifiedKey::new(chain, key))
-}
-
-/// A certificate from files, or one that the process signs itself (as upstream does for ports that only probes read).
-pub fn certificate(files: Option<(&Path, &Path)>, names: Vec<String>) -> Result<Arc<dyn ResolvesServerCert>> {
-    let (chain, key) = match files {
-        Some((certificate, key)) => (read_certificates(certificate)?, read_key(key)?),
-        None => {
-            let own = rcgen::generate_simple_self_signed(names).context("cannot sign a certificate")?;
-            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(own.signing_key.serialize_der()));
-            (vec![own.cert.der().clone()], key)
-        }
-    };
-    Ok(Arc::new(SingleCertAndKey::from(certified_key(chain, &key)?)))
-}
-
-/// Client certificates, where shown, must chain to `client_ca`; showing none is allowed (the handler then asks for a token).
-pub fn server_config(certificate: Arc<dyn ResolvesServerCert>, client_ca: Option<&Path>) -> Result<Arc<ServerConfig>> {
-    install_crypto();
-    let builder = ServerConfig::builder();
-    let builder = match client_ca {
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in read_certificates(path)? {
-                roots.add(certificate).with_context(|| format!("unusable CA in {}", path.display()))?;
-            }
-            builder.with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?)
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let mut config = builder.with_cert_resolver(certificate);
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 /// Accepts connections until `token` is cancelled. Upgrades (SPDY, WebSocket) work on HTTP/1.1.

@@ -21,6 +21,7 @@ pub mod informer;
 pub mod metrics;
 pub mod queue;
 pub mod shell;
+pub mod tls;
 pub mod watch;
 
 pub use controller::Next;

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::CancellationToken;
 use crate::delegated::{Action, Delegated};
 use crate::https::{self, Body, Peer};
+use crate::tls;
 use crate::metrics;
 
 /// Flags that every program takes, with upstream's names.
@@ -53,7 +54,7 @@ where
 {
     init_logs(verbosity);
     stay_small();
-    https::install_crypto();
+    tls::install_crypto();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -119,7 +120,7 @@ fn cancel_on_signal(token: CancellationToken) -> Result<()> {
 /// A client with the identity of `kubeconfig` (or of the pod it runs in) that sends the running task's cause with every write.
 /// Errors: the file cannot be read or names no usable cluster or credentials.
 pub async fn client(kubeconfig: Option<&Path>, agent: &str) -> Result<Client> {
-    https::install_crypto();
+    tls::install_crypto();
     let mut config = match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -172,8 +173,8 @@ impl Health {
 /// Errors: the address is taken or the certificates cannot be used.
 pub async fn serve_health(args: &CommonArgs, port: u16, client: Client, health: Health, token: CancellationToken) -> Result<()> {
     let files = args.tls_cert_file.as_deref().zip(args.tls_private_key_file.as_deref());
-    let certificate = https::certificate(files, vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-    let tls = https::server_config(certificate, args.client_ca_file.as_deref())?;
+    let certificate = tls::certificate(files, vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+    let config = tls::server(certificate, args.client_ca_file.as_deref())?;
     let address = SocketAddr::new(args.bind_address, port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}: is another instance running?"))?;
     let delegated = Arc::new(Delegated::new(client));
@@ -181,7 +182,7 @@ pub async fn serve_health(args: &CommonArgs, port: u16, client: Client, health: 
         let (health, delegated) = (health.clone(), delegated.clone());
         async move { answer(&request, &peer, &health, &delegated).await }
     };
-    tokio::spawn(https::serve(listener, tls, handler, token));
+    tokio::spawn(https::serve(listener, config, handler, token));
     Ok(())
 }
 

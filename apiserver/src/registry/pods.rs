@@ -118,24 +118,20 @@ impl Registry {
         options: &WriteOptions,
         make: &super::write::Change<'_>,
     ) -> Result<Arc<Record>, Status> {
-        self.update(caller, target, Part::Raw, options, &|old| {
-            let new = make(old)?;
-            let mut pod = old.clone();
-            tree::take_identity(&mut pod, &new);
+        self.update_part(caller, target, options, make, |pod, new| {
+            let had = items(pod, "/spec/ephemeralContainers").to_vec();
             match new.pointer("/spec/ephemeralContainers") {
-                Some(containers) => object(&mut pod, "spec").insert("ephemeralContainers".into(), containers.clone()),
-                None => object(&mut pod, "spec").remove("ephemeralContainers"),
+                Some(containers) => object(pod, "spec").insert("ephemeralContainers".into(), containers.clone()),
+                None => object(pod, "spec").remove("ephemeralContainers"),
             };
-            let had = items(old, "/spec/ephemeralContainers");
-            if !had.iter().all(|c| items(&pod, "/spec/ephemeralContainers").contains(c)) {
+            if !had.iter().all(|c| items(pod, "/spec/ephemeralContainers").contains(c)) {
                 let error = api::field::Error::forbidden(
                     &api::field::Path::new("spec").child("ephemeralContainers"),
                     "existing ephemeral containers may not be removed or changed",
                 );
                 return Err(Status::invalid(&target.storage().group_kind(), &target.key.name, vec![error]));
             }
-            bump_generation(&mut pod, old);
-            Ok(pod)
+            Ok(())
         })
         .await
     }
@@ -148,11 +144,8 @@ impl Registry {
         options: &WriteOptions,
         make: &super::write::Change<'_>,
     ) -> Result<Arc<Record>, Status> {
-        self.update(caller, target, Part::Raw, options, &|old| {
-            let new = make(old)?;
-            let mut pod = old.clone();
-            tree::take_identity(&mut pod, &new);
-            let wanted = items(&new, "/spec/containers").to_vec();
+        self.update_part(caller, target, options, make, |pod, new| {
+            let wanted = items(new, "/spec/containers");
             for container in pod.pointer_mut("/spec/containers").and_then(Value::as_array_mut).into_iter().flatten() {
                 let Some(asked) = wanted.iter().find(|c| c["name"] == container["name"]) else { continue };
                 for field in ["resources", "resizePolicy"] {
@@ -161,6 +154,25 @@ impl Registry {
                     }
                 }
             }
+            Ok(())
+        })
+        .await
+    }
+
+    /// `take` moves its part of the pod that is asked for into the stored one.
+    async fn update_part(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        options: &WriteOptions,
+        make: &super::write::Change<'_>,
+        take: impl Fn(&mut Value, &Value) -> Result<(), Status> + Sync,
+    ) -> Result<Arc<Record>, Status> {
+        self.update(caller, target, Part::Raw, options, &|old| {
+            let new = make(old)?;
+            let mut pod = old.clone();
+            tree::take_identity(&mut pod, &new);
+            take(&mut pod, &new)?;
             bump_generation(&mut pod, old);
             Ok(pod)
         })

@@ -35,7 +35,8 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// The store's one file, in the folder it is opened in.
 pub const FILE: &str = "state.redb";
-const CACHE_BYTES: usize = 4 << 20;
+/// Of the file, beside the kernel's own cache: reads are served from the objects in memory, only writes come here.
+const CACHE_BYTES: usize = 2 << 20;
 /// Most operations in one commit: bounds the time a single fsync'ed transaction takes.
 const MAX_GROUP: usize = 512;
 /// How often an idle writer looks for expired keys and old history.

@@ -1,4 +1,4 @@
-//! The images we make ourselves: pause, cluster DNS, and the quick start's web server. Static programs need no distribution beneath them.
+//! The images we make ourselves: pause, cluster DNS, and the quick start's web server. None has a distribution beneath it.
 
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,15 @@ use crate::run::tool;
 pub const DNS_IMAGE: &str = "coracle/dns:1";
 pub const WEB_IMAGE: &str = "coracle/web:1";
 
-/// Packs and tags all of them. `bin` is the folder of our programs; the static ones lie in its `static/`.
+/// Packs and tags all of them. `bin` is the folder of our programs; those for images lie in its `images/`.
 pub fn ensure(store: &Store, bin: &Path) -> Result<()> {
     let program = |name: &str| -> Result<PathBuf> {
-        let path = bin.join("static").join(name);
+        let path = bin.join("images").join(name);
         if !path.exists() {
             bail!("{} is missing: `make build` makes it", path.display());
         }
         Ok(path)
     };
-    let single = |path: PathBuf, name: &str| vec![Entry::File { path: name.into(), mode: 0o755, content: Content::Host(path) }];
     let run = |name: &str, user: &str| Config {
         entrypoint: vec![format!("/{name}")],
         user: user.into(),
@@ -30,12 +29,23 @@ pub fn ensure(store: &Store, bin: &Path) -> Result<()> {
         ..Config::default()
     };
 
-    let pause = pack(store, &single(program("pause")?, "pause"), &run("pause", "65535:65535"))?;
+    let pause = pack(store, &with_libraries("pause", program("pause")?)?, &run("pause", "65535:65535"))?;
     store.tag(&Reference::parse(PAUSE_IMAGE)?, &pause)?;
-    let dns = pack(store, &single(program("dns")?, "dns"), &run("dns", ""))?;
+    let dns = pack(store, &with_libraries("dns", program("dns")?)?, &run("dns", ""))?;
     store.tag(&Reference::parse(DNS_IMAGE)?, &dns)?;
     let web = pack(store, &web_entries()?, &web_config())?;
     store.tag(&Reference::parse(WEB_IMAGE)?, &web)
+}
+
+/// A program, and the libraries that this host's loader would give it, at the same paths. A static program has none.
+fn with_libraries(name: &str, program: PathBuf) -> Result<Vec<Entry>> {
+    let needed = match tool("ldd", &[&program]) {
+        Err(error) if format!("{error:#}").contains("not a dynamic executable") => String::new(),
+        needed => needed?,
+    };
+    let libraries = needed.split_whitespace().filter_map(|word| Some((word.strip_prefix('/')?.to_owned(), PathBuf::from(word))));
+    let files = std::iter::once((name.to_owned(), program)).chain(libraries);
+    Ok(files.map(|(path, file)| Entry::File { path, mode: 0o755, content: Content::Host(file) }).collect())
 }
 
 /// The environment of an image that names none.

@@ -22,6 +22,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use machinery::tls;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -30,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::reference::Reference;
 use super::store::{Descriptor, Store};
-use crate::tls;
 
 #[derive(Debug, clap::Args)]
 pub struct ServerArgs {
@@ -61,7 +61,7 @@ enum Asked {
 pub async fn run(args: ServerArgs, shutdown: CancellationToken) -> Result<()> {
     let store = Arc::new(Store::open(&args.store)?);
     let clients = WebPkiClientVerifier::builder(Arc::new(tls::roots(&args.client_ca_file)?)).build()?;
-    let (chain, key) = tls::identity(&args.tls_cert_file, &args.tls_private_key_file)?;
+    let (chain, key) = (tls::certificates(&args.tls_cert_file)?, tls::key(&args.tls_private_key_file)?);
     let mut config = rustls::ServerConfig::builder().with_client_cert_verifier(clients).with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));

@@ -17,6 +17,7 @@ use k8s_openapi::List;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use machinery::delegated::{Action, Delegated};
 use machinery::https::{self, Body, Peer};
+use machinery::tls;
 use tokio::net::TcpListener;
 
 use crate::kubelet::Kubelet;
@@ -31,14 +32,14 @@ pub async fn run(kubelet: Arc<Kubelet>, serving: Arc<Serving>) -> Result<()> {
     let address = (kubelet.config.bind_address, kubelet.config.port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on {}:{}", address.0, address.1))?;
     let certificate: Arc<dyn rustls::server::ResolvesServerCert> = match &kubelet.config.tls_files {
-        Some((certificate, key)) => https::certificate(Some((certificate, key)), Vec::new())?,
+        Some((certificate, key)) => tls::certificate(Some((certificate, key)), Vec::new())?,
         None => serving,
     };
-    let tls = https::server_config(certificate, kubelet.config.client_ca.as_deref())?;
+    let config = tls::server(certificate, kubelet.config.client_ca.as_deref())?;
     let delegated = Arc::new(Delegated::new(kubelet.client.clone()));
     let token = kubelet.token.clone();
     let handler = move |request, peer| handle(kubelet.clone(), delegated.clone(), request, peer);
-    https::serve(listener, tls, handler, token).await;
+    https::serve(listener, config, handler, token).await;
     Ok(())
 }
 

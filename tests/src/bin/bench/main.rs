@@ -85,19 +85,27 @@ async fn side(args: &Args, name: &str, dir: &Path) -> Result<Vec<Row>> {
     println!("{name}: start");
     let mut side = sides::start(name, dir, &args.stock).await?;
     let mut rows = vec![Row::new("start to /readyz", "ms", milliseconds(side.started_in))];
-    rows.extend(load::run(&side, args.objects).await?);
+    rows.extend(shown(load::run(&side, args.objects).await?));
     println!("  rest of {} s", args.rest);
     tokio::time::sleep(Duration::from_secs(args.rest)).await;
     let memory = side.memory()?;
     rows.push(Row::new("resident memory, control plane", "MiB", memory.iter().map(|(_, mib)| mib).sum()));
-    rows.extend(memory.into_iter().map(|(process, mib)| Row::new(format!("  {process}"), "MiB", mib)));
+    rows.extend(shown(memory.into_iter().map(|(process, mib)| Row::new(format!("  {process}"), "MiB", mib)).collect()));
     if !args.without.contains(&Part::Scale) {
-        rows.extend(scale::run(&mut side).await?);
+        rows.extend(shown(scale::run(&mut side).await?));
     }
     if !args.without.contains(&Part::Services) {
-        rows.extend(services::run(&side, name, &args.stock, &dir.join(name)).await?);
+        rows.extend(shown(services::run(&side, name, &args.stock, &dir.join(name)).await?));
     }
     Ok(rows)
+}
+
+/// Says at once what the table says at the end.
+fn shown(rows: Vec<Row>) -> Vec<Row> {
+    for row in &rows {
+        println!("    {} ({}): {:.2}", row.what, row.unit, row.value);
+    }
+    rows
 }
 
 /// Rows of both sides by name; a process that only one side has stands alone.
