@@ -8,6 +8,7 @@ pub use k8s_openapi;
 
 pub mod amounts;
 pub mod cause;
+pub mod container;
 pub mod field;
 pub mod key;
 pub mod names;

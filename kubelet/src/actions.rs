@@ -79,13 +79,14 @@ impl Worker {
     fn container_grace(&self, pod: &Pod, instance: &Instance, grace: i64) -> i64 {
         let failed = self.health.get(&instance.id).and_then(|h| h.failed);
         let container = pod.container(&instance.name);
-        let own = failed.and_then(|kind| crate::pod::ContainerExt::probe(container?, kind)?.termination_grace_period_seconds);
+        let own = failed.and_then(|kind| crate::pod::ContainerExt::probe(container.as_deref()?, kind)?.termination_grace_period_seconds);
         own.filter(|_| pod.deletion().is_none()).unwrap_or(grace)
     }
 
     async fn stop_container(&self, pod: &Arc<Pod>, observed: &Observed, instance: &Instance, grace: i64, fresh: bool) -> Result<()> {
         let started = Instant::now();
-        let hook = pod.container(&instance.name).and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        let container = pod.container(&instance.name);
+        let hook = container.as_deref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((container, hook)) = hook.filter(|_| fresh && grace > 0) {
             let target = self.target(pod, observed, container, &instance.id);
             let limit = Duration::from_secs(grace.unsigned_abs());
@@ -190,6 +191,7 @@ impl Worker {
     /// Whether the container was started (or died trying). What stands in its way is noted in `waiting`.
     async fn start(&mut self, pod: &Arc<Pod>, observed: &Observed, name: &str, restarts: i32) -> Result<bool> {
         let Some(container) = pod.container(name) else { return Ok(false) };
+        let container = &*container;
         let kubelet = self.kubelet.clone();
         let about = container_reference(pod, name);
         let image = match kubelet.images.ensure(pod, container, &about, &kubelet.objects, &mut self.pulls, &self.wake).await {
@@ -259,6 +261,7 @@ impl Worker {
         let inputs = container::Inputs {
             pod,
             container,
+            target: target(pod, observed, &container.name)?,
             restarts,
             env,
             volumes: &self.volumes,
@@ -281,4 +284,12 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// The container whose processes an ephemeral container wants to see.
+fn target<'a>(pod: &Pod, observed: &'a Observed, name: &str) -> Result<Option<&'a str>, String> {
+    let asks = pod.ephemeral_containers().iter().find(|c| c.name == name);
+    let Some(target) = asks.and_then(|c| c.target_container_name.as_deref()).filter(|target| !target.is_empty()) else { return Ok(None) };
+    let found = observed.latest(target).map(|run| Some(run.id.as_str()));
+    found.ok_or_else(|| format!("unable to find target container {target}"))
 }

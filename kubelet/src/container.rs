@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, Image, ImageSpec, Int64Value, KeyValue, LinuxContainerConfig,
-    LinuxContainerSecurityContext, Mount, MountPropagation, SecurityProfile,
+    LinuxContainerSecurityContext, Mount, MountPropagation, NamespaceMode, NamespaceOption, SecurityProfile,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, SecurityContext, VolumeMount};
 
@@ -35,6 +35,8 @@ const DEFAULT_TERMINATION_PATH: &str = "/dev/termination-log";
 pub struct Inputs<'a> {
     pub pod: &'a Pod,
     pub container: &'a Container,
+    /// The container into whose process namespace it goes.
+    pub target: Option<&'a str>,
     pub restarts: i32,
     pub env: Vec<(String, String)>,
     pub volumes: &'a BTreeMap<String, Mounted>,
@@ -236,7 +238,10 @@ fn security_context(inputs: &Inputs, security: &SecurityContext) -> LinuxContain
             ..Capability::default()
         }),
         privileged,
-        namespace_options: Some(sandbox::namespaces(inputs.pod)),
+        namespace_options: Some(match inputs.target {
+            Some(id) => NamespaceOption { pid: NamespaceMode::Target.into(), target_id: id.to_owned(), ..sandbox::namespaces(inputs.pod) },
+            None => sandbox::namespaces(inputs.pod),
+        }),
         run_as_user: user.map(|value| Int64Value { value }),
         run_as_group: security.run_as_group.map(|value| Int64Value { value }),
         run_as_username: if user.is_none() { inputs.image.username.clone() } else { String::new() },

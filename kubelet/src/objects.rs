@@ -195,6 +195,7 @@ where
 fn references(pod: &Pod) -> BTreeSet<(Kind, Key)> {
     let mut found = Vec::new();
     pod.all_containers().into_iter().for_each(|c| container_references(c, &mut found));
+    pod.ephemeral_containers().iter().for_each(|c| container_references(&api::container::of_ephemeral(c), &mut found));
     pod.spec().volumes.iter().flatten().for_each(|v| volume_references(v, &mut found));
     let pull = pod.spec().image_pull_secrets.iter().flatten();
     found.extend(pull.map(|s| (Kind::Secret, s.name.clone())));

@@ -3,6 +3,7 @@
 //! ```text
 //! sandbox gone? ──► stop leftovers, make a sandbox
 //!       │ ready
+//! ephemeral containers, once each and whatever else goes on
 //! init containers in order, each to its end (sidecars: to "started") ──► containers ──► all ended for good? ──► Finished
 //! ```
 //! The plan looks only at what the runtime reports now, never at what was done before, so it is the same after a restart
@@ -99,6 +100,8 @@ pub fn plan(inputs: &Inputs) -> Plan {
         plan_sandbox(observed, &mut plan);
         return plan;
     };
+    let asked = pod.ephemeral_containers().iter().filter(|c| observed.latest(&c.name).is_none());
+    plan.actions.extend(asked.map(|c| Action::Start { name: c.name.clone(), restarts: 0 }));
     let planner = Planner { inputs, sandbox: &sandbox.id };
     if planner.init_containers(&mut plan) {
         for container in &pod.spec().containers {

@@ -39,7 +39,7 @@ fn run(pod: &Pod, name: &str, sandbox: &str, state: State, restarts: i32, exit_c
         message: String::new(),
         image: "i".into(),
         image_id: "sha".into(),
-        hash: pod.container(name).map(ContainerExt::hash).unwrap_or_default(),
+        hash: pod.container(name).map(|c| c.hash()).unwrap_or_default(),
         log_path: String::new(),
         annotations: BTreeMap::new(),
         mounts: vec![],
@@ -107,6 +107,18 @@ fn one_container_through_its_life() {
     for (name, observed, expected) in cases {
         assert_eq!(planned(&pod, &observed), expected, "{name}");
     }
+}
+
+#[test]
+fn ephemeral_containers_start_once() {
+    let pod = pod(serde_json::json!({
+        "initContainers": [{"name": "init"}], "containers": [{"name": "a"}], "ephemeralContainers": [{"name": "debug"}],
+    }));
+    let seen = |runs: Vec<Arc<Instance>>| Observed { sandboxes: vec![sandbox("s0", 0, true)], containers: runs };
+    let starting = run(&pod, "init", "s0", State::Running, 0, 0);
+    assert_eq!(planned(&pod, &seen(vec![starting.clone()])), "start debug #0", "while the pod initialises");
+    assert_eq!(planned(&pod, &seen(vec![starting, run(&pod, "debug", "s0", State::Exited, 0, 1)])), "", "never again");
+    assert_eq!(planned(&pod, &Observed::default()), "create sandbox #0", "not before the sandbox");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 //!
 //! Upstream: `pkg/kubelet/types/{labels,pod_update}.go`, `pkg/kubelet/kuberuntime/labels.go`, v1.33.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use api::container::of_ephemeral;
 use api::key::Key;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec, PodStatus, Probe};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use sha2::{Digest, Sha256};
@@ -46,7 +48,9 @@ pub trait PodExt {
     fn init_containers(&self) -> &[Container];
     /// Init containers, then containers.
     fn all_containers(&self) -> Vec<&Container>;
-    fn container(&self, name: &str) -> Option<&Container>;
+    fn ephemeral_containers(&self) -> &[EphemeralContainer];
+    /// Of any sort.
+    fn container(&self, name: &str) -> Option<Cow<'_, Container>>;
     fn is_init(&self, name: &str) -> bool;
 }
 
@@ -115,8 +119,13 @@ impl PodExt for Pod {
         self.init_containers().iter().chain(&self.spec().containers).collect()
     }
 
-    fn container(&self, name: &str) -> Option<&Container> {
-        self.all_containers().into_iter().find(|c| c.name == name)
+    fn ephemeral_containers(&self) -> &[EphemeralContainer] {
+        self.spec().ephemeral_containers.as_deref().unwrap_or_default()
+    }
+
+    fn container(&self, name: &str) -> Option<Cow<'_, Container>> {
+        let lasting = self.all_containers().into_iter().find(|c| c.name == name).map(Cow::Borrowed);
+        lasting.or_else(|| self.ephemeral_containers().iter().find(|c| c.name == name).map(|c| Cow::Owned(of_ephemeral(c))))
     }
 
     fn is_init(&self, name: &str) -> bool {

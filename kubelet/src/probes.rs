@@ -63,7 +63,7 @@ impl Probes {
             let Some(container) = pod.container(&instance.name) else { continue };
             for kind in ProbeKind::ALL {
                 if let Some(probe) = container.probe(kind) {
-                    self.ensure(pod, container, instance, kind, probe, &ip);
+                    self.ensure(pod, &container, instance, kind, probe, &ip);
                 }
             }
         }
@@ -129,7 +129,7 @@ impl Probes {
             let Some(container) = pod.container(&instance.name) else { continue };
             let verdict = |kind| self.verdicts.lock().get(&(instance.id.clone(), kind)).copied();
             let failed = [ProbeKind::Startup, ProbeKind::Liveness].into_iter().find(|kind| verdict(*kind) == Some(false));
-            let started = self.started(container, &instance.id);
+            let started = self.started(&container, &instance.id);
             let ready = started && (container.readiness_probe.is_none() || verdict(ProbeKind::Readiness) == Some(true));
             health.insert(instance.id.clone(), Health { started, ready, failed });
         }
@@ -144,7 +144,11 @@ impl Probes {
 
 /// An event's object: the pod, with the container named in `fieldPath`.
 pub fn container_reference(pod: &Pod, name: &str) -> ObjectReference {
-    let field = if pod.is_init(name) { "spec.initContainers" } else { "spec.containers" };
+    let field = match name {
+        _ if pod.is_init(name) => "spec.initContainers",
+        _ if pod.ephemeral_containers().iter().any(|c| c.name == name) => "spec.ephemeralContainers",
+        _ => "spec.containers",
+    };
     ObjectReference { field_path: Some(format!("{field}{{{name}}}")), ..machinery::events::reference(pod) }
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-    PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    PodCondition, PodIP, PodStatus, ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -40,6 +40,7 @@ pub fn pod_status(inputs: &Inputs) -> PodStatus {
     let old = pod.status();
     let init = statuses(inputs, pod.init_containers(), true);
     let main = statuses(inputs, &pod.spec().containers, false);
+    let ephemeral = ephemeral_statuses(inputs);
     let phase = match inputs.failure {
         Some(_) => "Failed",
         None if matches!(pod.phase(), "Failed" | "Succeeded") => pod.phase(),
@@ -75,6 +76,7 @@ pub fn pod_status(inputs: &Inputs) -> PodStatus {
         qos_class: Some(Qos::of(pod).name().to_owned()),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         ..PodStatus::default()
     }
 }
@@ -97,6 +99,14 @@ fn statuses(inputs: &Inputs, containers: &[Container], init: bool) -> Vec<Contai
     containers.iter().map(|c| container_status(inputs, c, init, old(&c.name))).collect()
 }
 
+/// Ephemeral containers are never ready and never begin anew.
+fn ephemeral_statuses(inputs: &Inputs) -> Vec<ContainerStatus> {
+    let old = |name: &str| inputs.pod.status().ephemeral_container_statuses.iter().flatten().find(|s| s.name == name);
+    let status = |container: &Container| container_status(inputs, container, false, old(&container.name));
+    let never = |status: ContainerStatus| ContainerStatus { ready: false, started: None, ..status };
+    inputs.pod.ephemeral_containers().iter().map(|c| never(status(&api::container::of_ephemeral(c)))).collect()
+}
+
 fn container_status(inputs: &Inputs, container: &Container, init: bool, old: Option<&ContainerStatus>) -> ContainerStatus {
     let pod = inputs.pod;
     let mut runs = inputs.observed.runs(&container.name);
@@ -117,11 +127,9 @@ fn container_status(inputs: &Inputs, container: &Container, init: bool, old: Opt
             .map(|run| terminated(inputs, run))
             .or_else(|| old.and_then(|o| o.last_state.clone()).filter(|_| current.is_none())),
         started: Some(false),
-        allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()),
-        resources: container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some()).map(|mut r| {
-            r.claims = None;
-            r
-        }),
+        // Of a container that was made, even if it asked for nothing.
+        allocated_resources: current.and(container.resources.as_ref()).and_then(|r| r.requests.clone()),
+        resources: current.map(|_| ResourceRequirements { claims: None, ..container.resources.clone().unwrap_or_default() }),
         volume_mounts: volume_mounts(container),
         ..ContainerStatus::default()
     };

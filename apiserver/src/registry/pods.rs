@@ -119,17 +119,14 @@ impl Registry {
         make: &super::write::Change<'_>,
     ) -> Result<Arc<Record>, Status> {
         self.update_part(caller, target, options, make, |pod, new| {
-            let had = items(pod, "/spec/ephemeralContainers").to_vec();
+            let old = pod.clone();
             match new.pointer("/spec/ephemeralContainers") {
                 Some(containers) => object(pod, "spec").insert("ephemeralContainers".into(), containers.clone()),
                 None => object(pod, "spec").remove("ephemeralContainers"),
             };
-            if !had.iter().all(|c| items(pod, "/spec/ephemeralContainers").contains(c)) {
-                let error = api::field::Error::forbidden(
-                    &api::field::Path::new("spec").child("ephemeralContainers"),
-                    "existing ephemeral containers may not be removed or changed",
-                );
-                return Err(Status::invalid(&target.storage().group_kind(), &target.key.name, vec![error]));
+            let errors = kinds::strategies::pod::validate_ephemeral_update(pod, &old);
+            if !errors.is_empty() {
+                return Err(Status::invalid(&target.storage().group_kind(), &target.key.name, errors));
             }
             Ok(())
         })

@@ -77,8 +77,8 @@ fn previous<'a>(
 
 fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
     let status = pod.status();
-    let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
-    all.into_iter().find(|s| s.name == container)
+    let all = status.init_container_statuses.iter().chain(&status.container_statuses).chain(&status.ephemeral_container_statuses);
+    all.flatten().find(|s| s.name == container)
 }
 
 fn unavailable(pod: &Pod, container: &str, previous: bool) -> Refusal {

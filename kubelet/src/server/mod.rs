@@ -182,11 +182,10 @@ fn json(value: &impl serde::Serialize) -> Answer {
 }
 
 /// The running container of this name.
-async fn running(kubelet: &Kubelet, pod: &Pod, container: &str) -> Result<String, Refusal> {
+async fn running(kubelet: &Kubelet, pod: &Pod, container: &str) -> Result<Option<String>, Refusal> {
     let labels = [(LABEL_POD_UID, pod.uid()), (LABEL_CONTAINER_NAME, container)];
     let labels = labels.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     let found = kubelet.cri.list_containers(labels).await.map_err(|e| (500, e.to_string()))?;
     let running = found.into_iter().filter(|c| c.state == k8s_cri::v1::ContainerState::ContainerRunning as i32);
-    let newest = running.max_by_key(|c| c.created_at);
-    newest.map(|c| c.id).ok_or_else(|| (404, format!("container not found ({container:?})")))
+    Ok(running.max_by_key(|c| c.created_at).map(|c| c.id))
 }

@@ -16,14 +16,14 @@ use k8s_openapi::api::core::v1::Pod;
 use machinery::https;
 use tokio::net::TcpStream;
 
-use super::{Answer, Query, running};
+use super::{Answer, Query, Refusal, running};
 use crate::kubelet::Kubelet;
 use crate::pod::PodExt;
 
 pub async fn exec(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &Query, request: Request<Incoming>) -> Answer {
     let tty = query.flag("tty");
     let ask = ExecRequest {
-        container_id: running(kubelet, pod, container).await?,
+        container_id: running(kubelet, pod, container).await?.ok_or_else(|| not_found(container))?,
         cmd: query.all("command"),
         tty,
         stdin: query.flag("input"),
@@ -38,8 +38,9 @@ pub async fn exec(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &Qu
 pub async fn attach(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &Query, request: Request<Incoming>) -> Answer {
     // The container's own terminal decides, as it was made.
     let tty = pod.container(container).is_some_and(|c| c.tty == Some(true));
+    let absent = || (404, format!("container {container} not found in pod {}_{}", pod.name(), pod.namespace()));
     let ask = AttachRequest {
-        container_id: running(kubelet, pod, container).await?,
+        container_id: running(kubelet, pod, container).await?.ok_or_else(absent)?,
         stdin: query.flag("input"),
         tty,
         stdout: query.flag("output"),
@@ -63,12 +64,16 @@ pub async fn port_forward(kubelet: &Arc<Kubelet>, pod: &Pod, query: &Query, requ
 
 /// `POST /run`: a command without streams; its output is the answer.
 pub async fn run(kubelet: &Arc<Kubelet>, pod: &Pod, container: &str, query: &Query) -> Answer {
-    let id = running(kubelet, pod, container).await?;
+    let id = running(kubelet, pod, container).await?.ok_or_else(|| not_found(container))?;
     let command = query.get("cmd").unwrap_or_default().split(' ').map(str::to_owned).collect();
     let answer = kubelet.cri.exec_sync(&id, command, Duration::from_secs(60)).await.map_err(|e| (500, e.to_string()))?;
     let mut output = answer.stdout;
     output.extend(answer.stderr);
     Ok(https::text(if answer.exit_code == 0 { 200 } else { 500 }, output))
+}
+
+fn not_found(container: &str) -> Refusal {
+    (404, format!("container not found ({container:?})"))
 }
 
 async fn tunnel(url: &str, mut request: Request<Incoming>) -> Answer {

@@ -180,7 +180,8 @@ fn used(pod: &Pod) -> BTreeSet<&str> {
     let containers = pod.all_containers();
     let mounts = containers.iter().flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str());
     let devices = containers.iter().flat_map(|c| c.volume_devices.iter().flatten()).map(|d| d.name.as_str());
-    mounts.chain(devices).collect()
+    let ephemeral = pod.ephemeral_containers().iter().flat_map(|c| c.volume_mounts.iter().flatten()).map(|m| m.name.as_str());
+    mounts.chain(devices).chain(ephemeral).collect()
 }
 
 /// Unmounts and removes a pod's volumes; logs, termination messages and the like stay.

@@ -106,6 +106,7 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         streams::logs,
         streams::exec_attach_cp,
         streams::port_forward,
+        streams::debug,
         lifecycle::killed_container_restarts,
         lifecycle::init_containers_and_probes,
         lifecycle::failed_pods_say_why,

@@ -88,3 +88,24 @@ pub fn port_forward(spine: &Spine) -> Result<()> {
     }
     forward.end().map(drop)
 }
+
+/// A container added to a running pod runs once, sees the processes of its target, and stays as it was asked for.
+pub fn debug(spine: &Spine) -> Result<()> {
+    let kubectl = spine.own("s-debug")?;
+    kubectl.apply(&pod("work", "sleep 1000"))?;
+    kubectl.ok("wait --for=condition=Ready pod/work --timeout=60s")?;
+    kubectl.ok_with("debug work --image=coracle/web:1 -c look --profile=general -- sh -c", &["echo said once; exit 3"])?;
+    until(30, "an ephemeral container's output", || ensure_eq(kubectl.ok("logs work -c look")?, "said once\n".into(), "log"))?;
+    let state = "{.status.ephemeralContainerStatuses[?(@.name==\"look\")].state.terminated.exitCode}";
+    until(30, "its end", || ensure_eq(kubectl.path("pod/work", state)?, "3".into(), "exit code"))?;
+    let words = "debug work --image=coracle/web:1 -c beside --target=main --profile=general -- sh -c";
+    kubectl.ok_with(words, &["tr '\\0' ' ' < /proc/1/cmdline"])?;
+    until(30, "the target's processes", || ensure_contains(&kubectl.ok("logs work -c beside")?, &["sleep 1000"]))?;
+    let again = kubectl.fails("debug work --image=coracle/web:1 -c look --profile=general -- true")?;
+    ensure_contains(&again, &["spec.ephemeralContainers: Forbidden: existing ephemeral containers \"look\" may not be changed"])?;
+    let nowhere = kubectl.fails("debug work --image=coracle/web:1 -c x --target=none --profile=general -- true")?;
+    ensure_contains(&nowhere, &["spec.ephemeralContainers[2].targetContainerName: Not found: \"none\""])?;
+    ensure_contains(&kubectl.ok("describe pod work")?, &["Ephemeral Containers:", "Created container: look", "Started container beside"])?;
+    ensure_eq(kubectl.path("pod/work", "{.status.phase} {.status.containerStatuses[0].restartCount}")?, "Running 0".into(), "the pod")?;
+    kubectl.ok("delete pod work --timeout=60s").map(drop)
+}

@@ -6,7 +6,7 @@ use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1 as core;
 use serde_json::{Value, json};
 
-use crate::meta::validate_object_meta_update;
+use crate::meta::{validate_object_meta, validate_object_meta_update};
 use crate::strategy::{prepare_for_create, prepare_for_status_update};
 use crate::validation::field::{with, with_both};
 use crate::validation::pod;
@@ -37,12 +37,17 @@ impl Strategy for Pod {
     }
 
     fn validate(&self, _kind: &Kind, object: &Value) -> ErrorList {
-        with(object, pod::pod)
+        let mut errors: ErrorList = with(object, pod::pod);
+        if !list(object, "/spec/ephemeralContainers").is_empty() {
+            errors.push(Error::forbidden(&Path::new("spec").child("ephemeralContainers"), "cannot be set on create"));
+        }
+        errors
     }
 
     fn validate_update(&self, kind: &Kind, new: &Value, old: &Value) -> ErrorList {
         let mut errors = validate_object_meta_update(kind, new, old);
-        errors.extend(self.validate_whole(kind, new));
+        errors.extend(validate_object_meta(kind, new));
+        errors.extend(with(new, pod::pod));
         errors.extend(with_both(new, old, pod::update));
         errors
     }
@@ -64,6 +69,11 @@ impl Strategy for Pod {
         let seconds = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(30);
         Some(if seconds < 0 { 1 } else { seconds })
     }
+}
+
+/// What is wrong with a pod whose ephemeral containers were set through their subresource.
+pub fn validate_ephemeral_update(new: &Value, old: &Value) -> ErrorList {
+    with_both(new, old, pod::ephemeral_update)
 }
 
 /// Guaranteed if every container's cpu and memory are limited and requested alike, BestEffort if none asks

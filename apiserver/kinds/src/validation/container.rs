@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::container::of_ephemeral;
 use api::field::{Error, ErrorList, Path};
 use api::k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, Probe, ResourceFieldSelector,
-    ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
+    Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, HTTPGetAction, Lifecycle, LifecycleHandler, PodSpec, Probe,
+    ResourceFieldSelector, ResourceRequirements, SecurityContext, VolumeDevice, VolumeMount,
 };
 use api::k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -81,6 +82,53 @@ pub fn init_containers(path: &Path, init: &[Container], regular: &[Container], v
         errors.extend(host_port_conflicts(&Path::new("initContainers"), std::slice::from_ref(container)));
     }
     errors
+}
+
+/// Containers added to a running pod: they have names of their own and nothing that belongs to a workload.
+pub fn ephemeral_containers(path: &Path, spec: &PodSpec, volumes: &VolumeNames) -> ErrorList {
+    let mut errors = Vec::new();
+    let lasting = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let others: BTreeSet<&str> = lasting.map(|c| c.name.as_str()).collect();
+    let mut names = others.clone();
+    for (index, ephemeral) in spec.ephemeral_containers.iter().flatten().enumerate() {
+        let (path, container) = (path.index(index), of_ephemeral(ephemeral));
+        errors.extend(common(&path, &container, volumes));
+        let image = container.image.as_deref().unwrap_or("");
+        if image.trim() != image {
+            errors.push(Error::invalid(&path.child("image"), image, "must not have leading or trailing whitespace"));
+        }
+        if !names.insert(&ephemeral.name) {
+            errors.push(Error::duplicate(&path.child("name"), ephemeral.name.as_str()));
+        }
+        let target = ephemeral.target_container_name.as_deref().unwrap_or("");
+        if !target.is_empty() && !others.contains(target) {
+            errors.push(Error::not_found(&path.child("targetContainerName"), target));
+        }
+        errors.extend(of_workloads_only(&path, &container));
+    }
+    errors
+}
+
+fn of_workloads_only(path: &Path, container: &Container) -> ErrorList {
+    let resources = container.resources.as_ref().is_some_and(|r| r.limits.is_some() || r.requests.is_some() || r.claims.is_some());
+    let set = [
+        ("ports", container.ports.as_ref().is_some_and(|ports| !ports.is_empty())),
+        ("resources", resources),
+        ("resizePolicy", container.resize_policy.as_ref().is_some_and(|policies| !policies.is_empty())),
+        ("restartPolicy", container.restart_policy.is_some()),
+        ("livenessProbe", container.liveness_probe.is_some()),
+        ("readinessProbe", container.readiness_probe.is_some()),
+        ("startupProbe", container.startup_probe.is_some()),
+        ("lifecycle", container.lifecycle.is_some()),
+    ];
+    let mut found: Vec<Path> = set.iter().filter(|(_, set)| *set).map(|(name, _)| path.child(name)).collect();
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+        let path = path.child("volumeMounts").index(index);
+        let given = |value: &Option<String>| value.as_deref().is_some_and(|value| !value.is_empty());
+        found.extend(given(&mount.sub_path).then(|| path.child("subPath")));
+        found.extend(given(&mount.sub_path_expr).then(|| path.child("subPathExpr")));
+    }
+    found.iter().map(|path| Error::forbidden(path, "cannot be set for an Ephemeral Container")).collect()
 }
 
 /// In pods, though not in templates, an image has no space around it.

@@ -7,7 +7,7 @@ use api::k8s_openapi::api::core::v1::{Container, Pod, PodDNSConfig, PodSecurityC
 use api::names;
 use serde_json::Value;
 
-use super::container::{containers, init_containers, local_profile, resource_amount, trimmed_images, unix_id};
+use super::container::{containers, ephemeral_containers, init_containers, local_profile, resource_amount, trimmed_images, unix_id};
 use super::field::{invalid, json, labels, one_of, optional_one_of};
 use super::scheduling::{affinity, spread_constraints, tolerations};
 use super::volume::volumes;
@@ -22,6 +22,7 @@ pub fn spec(path: &Path, spec: &PodSpec) -> ErrorList {
     let init = spec.init_containers.as_deref().unwrap_or_default();
     errors.extend(containers(&path.child("containers"), &spec.containers, &names));
     errors.extend(init_containers(&path.child("initContainers"), init, &spec.containers, &names));
+    errors.extend(ephemeral_containers(&path.child("ephemeralContainers"), spec, &names));
     errors.extend(host_network_ports(path, spec));
     errors.extend(one_of(&path.child("restartPolicy"), spec.restart_policy.as_deref(), &["Always", "OnFailure", "Never"]));
     errors.extend(one_of(&path.child("dnsPolicy"), spec.dns_policy.as_deref(), DNS_POLICIES));
@@ -302,9 +303,32 @@ pub fn update(new: &Pod, old: &Pod) -> ErrorList {
         let munged = json(&without_updatable(new_spec, old_spec));
         let stored = json(old_spec);
         if munged != stored {
-            let detail = format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference(&munged, &stored));
+            let detail = format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference("core.PodSpec", &munged, &stored));
             errors.push(Error::forbidden(&path, detail));
         }
+    }
+    errors
+}
+
+/// Through their own subresource ephemeral containers are added, and never changed or taken away.
+pub fn ephemeral_update(new: &Pod, old: &Pod) -> ErrorList {
+    let path = Path::new("spec").child("ephemeralContainers");
+    if old.metadata.annotations.as_ref().is_some_and(|a| a.contains_key("kubernetes.io/config.mirror")) {
+        return vec![Error::forbidden(&Path::nil(), "static pods do not support ephemeral containers")];
+    }
+    let of = |pod: &Pod| pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten()).cloned().collect::<Vec<_>>();
+    let mut errors = pod(new);
+    let now = of(new);
+    for was in of(old) {
+        let detail = match now.iter().find(|container| container.name == was.name) {
+            Some(same) if *same == was => continue,
+            Some(other) => {
+                let change = difference("core.EphemeralContainer", &json(other), &json(&was));
+                format!("existing ephemeral containers {:?} may not be changed\n{change}", was.name)
+            }
+            None => format!("existing ephemeral containers {:?} may not be removed\n", was.name),
+        };
+        errors.push(Error::forbidden(&path, detail));
     }
     errors
 }
@@ -355,10 +379,10 @@ fn tolerations_update(path: &Path, new: &[Toleration], old: &[Toleration]) -> Er
 }
 
 /// The top-level fields that differ, new over old, in the form of a diff.
-fn difference(new: &Value, old: &Value) -> String {
+fn difference(go_type: &str, new: &Value, old: &Value) -> String {
     let (Value::Object(new), Value::Object(old)) = (new, old) else { return String::new() };
     let names: std::collections::BTreeSet<&String> = new.keys().chain(old.keys()).collect();
-    let mut lines = vec!["  core.PodSpec{".to_owned()];
+    let mut lines = vec![format!("  {go_type}{{")];
     for name in names.into_iter().filter(|name| new.get(*name) != old.get(*name)) {
         let line = |sign: char, value: Option<&Value>| value.map(|value| format!("{sign} \t{name}: {value},"));
         lines.extend(line('-', old.get(name)));
