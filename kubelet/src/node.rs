@@ -34,6 +34,8 @@ const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// Upstream's `nodeStatusMaxImages`.
 const MAX_IMAGES: usize = 50;
 const MIN_PID_PERCENT: u64 = 10;
+/// Volumes are attached by a controller, if at all, never by the kubelet.
+const CONTROLLER_ATTACHES: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 pub struct NodeReporter {
     kubelet: Arc<Kubelet>,
@@ -77,15 +79,20 @@ impl NodeReporter {
         let config = &self.kubelet.config;
         let api: Api<Node> = Api::all(self.kubelet.client.clone());
         let node = Node {
-            metadata: ObjectMeta { name: Some(config.node_name.clone()), labels: Some(self.labels()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(config.node_name.clone()),
+                labels: Some(self.labels()),
+                annotations: Some(BTreeMap::from([(CONTROLLER_ATTACHES.to_owned(), "true".to_owned())])),
+                ..ObjectMeta::default()
+            },
             spec: Some(NodeSpec { taints: Some(config.taints.iter().filter_map(|t| taint(t)).collect()), ..NodeSpec::default() }),
             status: Some(self.status(None).await?),
         };
         match api.create(&PostParams::default(), &node).await {
             Ok(_) => tracing::info!(node = config.node_name, "registered"),
             Err(error) if is_already_exists(&error) => {
-                let labels = json!({"metadata": {"labels": self.labels()}});
-                api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+                let own = json!({"metadata": {"labels": self.labels(), "annotations": {CONTROLLER_ATTACHES: "true"}}});
+                api.patch(&config.node_name, &PatchParams::default(), &Patch::Merge(own)).await?;
             }
             Err(error) => return Err(error).context("create the node"),
         }
@@ -107,14 +114,14 @@ impl NodeReporter {
 
     async fn report_forever(&self) {
         let mut sent: Option<(NodeStatus, Instant)> = None;
-        let mut ready = None;
+        let mut told = BTreeMap::new();
         loop {
             match self.report(&mut sent).await {
-                Ok(()) => self.tell_changes(sent.as_ref().map(|(s, _)| s), &mut ready),
+                Ok(()) => self.tell_changes(sent.as_ref().map(|(s, _)| s), &mut told),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "node status not written"),
             }
             // Until the network is up the next look is soon: pods wait for it.
-            let period = if ready == Some(true) { self.kubelet.config.status_frequency } else { Duration::from_millis(500) };
+            let period = if told.get("Ready").is_some_and(|status| status == "True") { self.kubelet.config.status_frequency } else { Duration::from_millis(500) };
             tokio::select! {
                 () = self.kubelet.token.cancelled() => return,
                 () = tokio::time::sleep(period) => {}
@@ -154,18 +161,14 @@ impl NodeReporter {
         said.into_iter().any(|c| ours(&c.type_).is_some_and(|status| *status != c.status))
     }
 
-    fn tell_changes(&self, status: Option<&NodeStatus>, before: &mut Option<bool>) {
-        let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
-        if *before == Some(ready) {
-            return;
+    /// An event for each condition that is new or other than told.
+    fn tell_changes(&self, status: Option<&NodeStatus>, told: &mut BTreeMap<String, String>) {
+        for condition in status.iter().flat_map(|s| s.conditions.iter().flatten()) {
+            let before = told.insert(condition.type_.clone(), condition.status.clone());
+            let Some(reason) = news_of(condition, before.as_deref()) else { continue };
+            let text = format!("Node {} status is now: {reason}", self.kubelet.config.node_name);
+            self.kubelet.recorder.normal(&self.about(), reason, text);
         }
-        let name = &self.kubelet.config.node_name;
-        let reason = if ready { "NodeReady" } else { "NodeNotReady" };
-        if before.is_some() || ready {
-            self.kubelet.recorder.normal(&self.about(), reason, format!("Node {name} status is now: {reason}"));
-        }
-        *before = Some(ready);
     }
 
     /// The node's status as the API has it.
@@ -177,7 +180,7 @@ impl NodeReporter {
         let kubelet = &self.kubelet;
         let config = &kubelet.config;
         let version = kubelet.cri.version().await;
-        let runtime = version.as_ref().map(|v| format!("{}://{}", v.runtime_name, v.runtime_version)).unwrap_or_default();
+        let runtime = version.as_ref().map(|v| format!("{}://{}", v.runtime_name, numbers_of(&v.runtime_version))).unwrap_or_default();
         let old = kubelet.node().and_then(|n| n.status.clone()).or_else(|| before.cloned()).unwrap_or_default();
         let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
         let mut addresses: Vec<NodeAddress> = kubelet.host_ips.iter().map(|ip| address("InternalIP", ip.clone())).collect();
@@ -343,6 +346,30 @@ fn news(status: &NodeStatus) -> NodeStatus {
     status
 }
 
+/// The event that a condition's change is worth. A node that is not ready yet has not become so.
+fn news_of(condition: &NodeCondition, before: Option<&str>) -> Option<&'static str> {
+    if before == Some(&condition.status) {
+        return None;
+    }
+    match (condition.type_.as_str(), condition.status.as_str()) {
+        ("Ready", "True") => Some("NodeReady"),
+        ("Ready", _) => before.map(|_| "NodeNotReady"),
+        ("MemoryPressure", "True") => Some("NodeHasInsufficientMemory"),
+        ("MemoryPressure", _) => Some("NodeHasSufficientMemory"),
+        ("DiskPressure", "True") => Some("NodeHasDiskPressure"),
+        ("DiskPressure", _) => Some("NodeHasNoDiskPressure"),
+        ("PIDPressure", "True") => Some("NodeHasInsufficientPID"),
+        ("PIDPressure", _) => Some("NodeHasSufficientPID"),
+        _ => None,
+    }
+}
+
+/// `1.6.20` of Debian's `1.6.20~ds1`: what upstream parses as a version is its numbers.
+fn numbers_of(version: &str) -> &str {
+    let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
+    &version[..end]
+}
+
 /// `key=value:Effect` or `key:Effect`.
 fn taint(text: &str) -> Option<Taint> {
     let (key, effect) = text.rsplit_once(':')?;
@@ -378,6 +405,22 @@ fn pids_full() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changes_of_conditions_are_told_once() {
+        let condition = |kind: &str, status: &str| NodeCondition { type_: kind.into(), status: status.into(), ..NodeCondition::default() };
+        for (kind, status, before, expected) in [
+            ("MemoryPressure", "False", None, Some("NodeHasSufficientMemory")),
+            ("MemoryPressure", "False", Some("False"), None),
+            ("DiskPressure", "True", Some("False"), Some("NodeHasDiskPressure")),
+            ("Ready", "False", None, None),
+            ("Ready", "True", Some("False"), Some("NodeReady")),
+            ("Ready", "False", Some("True"), Some("NodeNotReady")),
+        ] {
+            assert_eq!(news_of(&condition(kind, status), before), expected, "{kind} {before:?} {status}");
+        }
+        assert_eq!([numbers_of("1.6.20~ds1"), numbers_of("2.1.0")], ["1.6.20", "2.1.0"]);
+    }
 
     #[test]
     fn what_others_announce_is_allocatable_until_withdrawn() {
