@@ -26,7 +26,8 @@ impl Call {
     /// The body as `expected`, with decoding warnings passed on.
     fn decode(&self, expected: &Gvk) -> Result<Value, Status> {
         let media = negotiate::content(&self.headers)?;
-        let has = schema::peek_gvk(&self.body, media)?;
+        // What can't be read is refused below, with the kind that was expected.
+        let has = schema::peek_gvk(&self.body, media).unwrap_or_else(|_| expected.clone());
         let declared = !has.version.is_empty() && !has.kind.is_empty();
         if declared && kinds::by_gvk(&has).is_some() && (has.group != expected.group || has.version != expected.version) {
             let message = format!(

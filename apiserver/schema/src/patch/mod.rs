@@ -18,11 +18,17 @@ const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. Errors: 400 for what is no JSON patch, 413 for too many operations, 422 for one that does not apply.
 pub fn json(object: &mut Value, patch: Value) -> Result<(), Status> {
-    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
-    let count = patch.0.len();
+    let operations = patch.as_array().map(Vec::as_slice).unwrap_or_default();
+    if let Some(other) = operations.iter().find(|operation| !operation.is_object()) {
+        let message = format!("json: cannot unmarshal {} into Go value of type jsonpatch.Operation", json_type(other));
+        return Err(Status::bad_request(message));
+    }
+    let count = operations.len();
     if count > MAX_OPERATIONS {
         return Err(Status::too_large(format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}")));
     }
+    // An operation that nobody knows is found out when it is to be applied.
+    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|_| unprocessable())?;
     json_patch::patch(object, &patch).map_err(|_| unprocessable())
 }
 
@@ -63,15 +69,22 @@ pub fn apply(
     decode::check_patched(patched, gvk, Words::Json, noted, validation).map_err(|why| invalid(document.to_string(), why))
 }
 
+/// As Go's decoder names what it found.
+fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(_) | Value::Null => "number",
+    }
+}
+
 /// A JSON patch is a list, the others are objects.
 fn of_form(read: (Value, Vec<String>), patch_type: PatchType) -> Result<(Value, Vec<String>), String> {
     let found = match (&read.0, patch_type) {
         (Value::Array(_), PatchType::Json) | (Value::Object(_) | Value::Null, PatchType::Merge | PatchType::Strategic) => return Ok(read),
-        (Value::Object(_), _) => "object",
-        (Value::Array(_), _) => "array",
-        (Value::String(_), _) => "string",
-        (Value::Bool(_), _) => "bool",
-        (Value::Number(_) | Value::Null, _) => "number",
+        (other, _) => json_type(other),
     };
     let go = if patch_type == PatchType::Json { "[]interface {}" } else { "map[string]interface {}" };
     Err(format!("json: cannot unmarshal {found} into Go value of type {go}"))
@@ -136,6 +149,8 @@ impl From<PatchError> for Status {
     fn from(error: PatchError) -> Status {
         match error {
             PatchError::Internal(_) => Status::internal(error),
+            // Upstream has no code for it.
+            PatchError::NoMergeKey { .. } => Status::unclassified(error.to_string()),
             _ => Status::bad_request(error.to_string()),
         }
     }

@@ -39,7 +39,7 @@ impl<S> Default for FieldShape<S> {
     }
 }
 
-/// Why a patch can't be applied; all but [`Internal`](PatchError::Internal) are the client's fault (400).
+/// Why a patch can't be applied; all but [`Internal`](PatchError::Internal) are the client's fault: 400, but 500 for a missing merge key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
     #[error("invalid patch format of primitive list")]
@@ -304,7 +304,7 @@ fn clean_element(item: Value) -> Result<Option<Value>> {
 }
 
 fn no_merge_key(item: &Value, key: &str) -> PatchError {
-    PatchError::NoMergeKey { item: item.to_string(), key: key.to_owned() }
+    PatchError::NoMergeKey { item: super::go_map(item), key: key.to_owned() }
 }
 
 fn show(directive: &Value) -> String {
@@ -411,6 +411,6 @@ mod tests {
         let directive = merged(json!({}), json!({"$patch": "explode"}));
         assert_eq!(directive.unwrap_err().to_string(), r#"unknown patch type found: "explode""#);
         let no_key = merged(json!({"containers": [{"name": "a"}]}), json!({"containers": [{"image": "x"}]}));
-        assert_eq!(no_key.unwrap_err().to_string(), r#"map: {"image":"x"} does not contain declared merge key: name"#);
+        assert_eq!(no_key.unwrap_err().to_string(), "map: map[image:x] does not contain declared merge key: name");
     }
 }
