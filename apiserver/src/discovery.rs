@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{ETAG, IF_NONE_MATCH};
 use kinds::{KINDS, Kind, Subresource};
 use schema::Media;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 
@@ -29,8 +30,9 @@ pub struct Discovery {
 }
 
 impl Document {
-    fn new(body: &Value) -> Self {
-        let body = Bytes::from(body.to_string() + "\n");
+    fn new(body: &impl Serialize) -> Self {
+        // What is made of strings, lists and flags has a JSON form.
+        let body = Bytes::from(serde_json::to_string(body).unwrap_or_default() + "\n");
         let digest = Sha512::digest(&body);
         let etag = digest.iter().map(|b| format!("{b:02X}")).collect::<String>();
         Document { body, etag: format!("\"{etag}\"") }
@@ -49,16 +51,13 @@ impl Discovery {
     /// `address`: host:port, told to clients of `/api`.
     pub fn new(address: &str) -> Self {
         let mut plain = BTreeMap::new();
-        let core = json!({"kind": "APIVersions", "versions": ["v1"], "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]});
-        plain.insert("/api".to_owned(), Document::new(&core));
-        let named: Vec<Value> = groups().into_iter().filter(|g| !g.is_empty()).map(group).collect();
+        plain.insert("/api".to_owned(), Document::new(&Versions::at(address)));
+        let named: Vec<Group> = groups().into_iter().filter(|g| !g.is_empty()).map(group).collect();
         for entry in &named {
-            let mut one = entry.clone();
-            one["kind"] = json!("APIGroup");
-            one["apiVersion"] = json!("v1");
-            plain.insert(format!("/apis/{}", entry["name"].as_str().unwrap_or_default()), Document::new(&one));
+            let one = Group { kind: Some("APIGroup"), api_version: Some("v1"), ..entry.clone() };
+            plain.insert(format!("/apis/{}", entry.name), Document::new(&one));
         }
-        plain.insert("/apis".to_owned(), Document::new(&json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": named})));
+        plain.insert("/apis".to_owned(), Document::new(&Groups { kind: "APIGroupList", api_version: "v1", groups: named }));
         for name in groups() {
             for version in versions(name) {
                 let path = if name.is_empty() { format!("/api/{version}") } else { format!("/apis/{name}/{version}") };
@@ -138,51 +137,130 @@ fn versions(group: &str) -> Vec<&'static str> {
     versions
 }
 
-fn group(name: &'static str) -> Value {
-    let version = |v: &&str| json!({"groupVersion": format!("{name}/{v}"), "version": v});
-    let versions: Vec<Value> = versions(name).iter().map(version).collect();
-    json!({"name": name, "versions": versions, "preferredVersion": versions.first()})
+fn group(name: &'static str) -> Group {
+    let versions: Vec<GroupVersion> =
+        versions(name).into_iter().map(|version| GroupVersion { group_version: format!("{name}/{version}"), version }).collect();
+    Group { kind: None, api_version: None, name, preferred_version: versions.first().cloned(), versions }
 }
 
-fn resources(group: &'static str, version: &str) -> Value {
+fn resources(group: &'static str, version: &str) -> Resources {
     let mut resources = Vec::new();
-    let mut kinds: Vec<&Kind> = kinds_of(group).filter(|k| k.versions.contains(&version)).collect();
+    let mut kinds: Vec<&'static Kind> = kinds_of(group).filter(|k| k.versions.contains(&version)).collect();
     kinds.sort_by_key(|k| k.plural);
     for kind in kinds {
         resources.push(resource(kind));
         resources.extend(kind.subresources.iter().map(|sub| subresource(kind, sub)));
     }
-    let group_version = api::key::api_version(group, version);
-    let mut list = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
-    if !group.is_empty() {
-        list["apiVersion"] = json!("v1");
-    }
-    list
+    let api_version = (!group.is_empty()).then_some("v1");
+    Resources { kind: "APIResourceList", api_version, group_version: api::key::api_version(group, version), resources }
 }
 
-fn resource(kind: &Kind) -> Value {
-    let mut entry = json!({
-        "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind, "verbs": kind.verbs,
-    });
-    if !kind.short_names.is_empty() {
-        entry["shortNames"] = json!(kind.short_names);
+fn resource(kind: &'static Kind) -> Resource {
+    Resource {
+        name: kind.plural.to_owned(),
+        singular_name: kind.singular,
+        namespaced: kind.namespaced,
+        group: None,
+        version: None,
+        kind: kind.kind,
+        verbs: kind.verbs,
+        short_names: kind.short_names,
+        categories: kind.categories,
     }
-    if !kind.categories.is_empty() {
-        entry["categories"] = json!(kind.categories);
-    }
-    entry
 }
 
-fn subresource(kind: &Kind, sub: &Subresource) -> Value {
-    let mut entry = json!({
-        "name": format!("{}/{}", kind.plural, sub.name), "singularName": "", "namespaced": kind.namespaced,
-        "kind": sub.served.as_ref().map_or(kind.kind, |s| s.kind), "verbs": sub.verbs,
-    });
-    if let Some(served) = sub.served.as_ref().filter(|s| s.group != kind.group) {
-        entry["group"] = json!(served.group);
-        entry["version"] = json!(served.version);
+fn subresource(kind: &'static Kind, sub: &'static Subresource) -> Resource {
+    let other = sub.served.as_ref().filter(|s| s.group != kind.group);
+    Resource {
+        name: format!("{}/{}", kind.plural, sub.name),
+        singular_name: "",
+        group: other.map(|s| s.group),
+        version: other.map(|s| s.version),
+        kind: sub.served.as_ref().map_or(kind.kind, |s| s.kind),
+        verbs: sub.verbs,
+        short_names: &[],
+        categories: &[],
+        ..resource(kind)
     }
-    entry
+}
+
+/// The plain documents, their fields in upstream's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Versions<'a> {
+    kind: &'a str,
+    versions: [&'a str; 1],
+    #[serde(rename = "serverAddressByClientCIDRs")]
+    addresses: [ServerAddress<'a>; 1],
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServerAddress<'a> {
+    #[serde(rename = "clientCIDR")]
+    client_cidr: &'a str,
+    server_address: &'a str,
+}
+
+impl<'a> Versions<'a> {
+    fn at(server_address: &'a str) -> Self {
+        Versions { kind: "APIVersions", versions: ["v1"], addresses: [ServerAddress { client_cidr: "0.0.0.0/0", server_address }] }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Groups {
+    kind: &'static str,
+    api_version: &'static str,
+    groups: Vec<Group>,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Group {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<&'static str>,
+    name: &'static str,
+    versions: Vec<GroupVersion>,
+    preferred_version: Option<GroupVersion>,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct GroupVersion {
+    group_version: String,
+    version: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Resources {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_version: Option<&'static str>,
+    group_version: String,
+    resources: Vec<Resource>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Resource {
+    name: String,
+    singular_name: &'static str,
+    namespaced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'static str>,
+    kind: &'static str,
+    verbs: &'static [&'static str],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    short_names: &'static [&'static str],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    categories: &'static [&'static str],
 }
 
 fn aggregated_group(name: &'static str) -> Value {

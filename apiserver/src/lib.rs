@@ -10,6 +10,7 @@
 
 pub mod backend;
 pub mod bootstrap;
+mod components;
 pub mod config;
 pub mod discovery;
 mod html;
@@ -52,7 +53,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let certificate = tls::certificate(Some((&config.tls_cert_file, &config.tls_private_key_file)), Vec::new())?;
     let server_tls = tls::server(certificate, Some(&config.client_ca_file))?;
     let registry = open_registry(&config).await?;
-    let app = Arc::new(build(&config, registry, &format!("{advertised}:{port}"), shutdown)?);
+    let app = Arc::new(build(&config, registry, SocketAddr::new(advertised, port), shutdown)?);
     let reach = bootstrap::Reach { address: advertised, port };
     let ensure = tokio::spawn(ensure(app.clone(), reach));
     tracing::info!(%address, %advertised, "serving");
@@ -97,7 +98,7 @@ async fn open_registry(config: &Config) -> anyhow::Result<Arc<Registry>> {
     Ok(Arc::new(Registry::new(store, transformer, cache, authorizer, addresses)))
 }
 
-fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: CancellationToken) -> anyhow::Result<App> {
+fn build(config: &Config, registry: Arc<Registry>, advertised: SocketAddr, shutdown: CancellationToken) -> anyhow::Result<App> {
     let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
     let signing = SigningKey::from_pem(&read(&config.service_account_signing_key_file)?).context("the service account signing key")?;
     let mut keys = Vec::new();
@@ -109,7 +110,8 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
     }
     let issuer_url = config.service_account_issuer.clone();
     let audiences = if config.api_audiences.is_empty() { vec![issuer_url.clone()] } else { config.api_audiences.clone() };
-    let token_discovery = TokenDiscovery::new(&issuer_url, address, &keys);
+    let address = advertised.to_string();
+    let token_discovery = TokenDiscovery::new(&issuer_url, &address, &keys);
     Ok(App {
         registry,
         authenticator: Authenticator::new(Verifier::new(vec![issuer_url.clone()], keys, audiences.clone())),
@@ -119,7 +121,8 @@ fn build(config: &Config, registry: Arc<Registry>, address: &str, shutdown: Canc
             kubelet: kubelet_client(config).context("the kubelet client certificate")?,
             anyone: TlsConnector::from(tls::trusting_client()),
         },
-        discovery: discovery::Discovery::new(address),
+        advertised,
+        discovery: discovery::Discovery::new(&address),
         git_commit: config.git_commit,
         metrics: Metrics::new(),
         shutdown,

@@ -4,6 +4,7 @@
 //! files, the age of work in hand) is looked at when somebody asks.
 //! Upstream: `component-base/metrics/prometheus/{restclient,workqueue}`, `client-go/tools/leaderelection/metrics.go`, Prometheus' process collector.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -150,10 +151,26 @@ impl Metrics {
     /// The exposition text.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         self.looks.lock().iter().for_each(|look| look());
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry.lock())?;
-        Ok(text)
+        exposition(&self.registry.lock())
     }
+}
+
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The registry as Prometheus' text, as upstream's: a counter goes by the name of its samples there, in OpenMetrics by the name before `_total`.
+pub fn exposition(registry: &Registry) -> Result<String, std::fmt::Error> {
+    let mut open = String::new();
+    prometheus_client::encoding::text::encode(&mut open, registry)?;
+    let counters: HashSet<&str> = open.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(open.len());
+    for line in open.lines().filter(|line| *line != "# EOF") {
+        let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE ")).and_then(|rest| rest.split_once(' '));
+        match described.filter(|(name, _)| counters.contains(name)) {
+            Some((name, rest)) => text += &format!("{}{name}_total {rest}\n", &line[.."# HELP ".len()]),
+            None => text += &format!("{line}\n"),
+        }
+    }
+    Ok(text)
 }
 
 /// CPU, memory and files of the process. Gives what reads them.
@@ -187,4 +204,20 @@ fn process(registry: &mut Registry) -> Box<dyn Fn() + Send> {
             tracing::debug!("cannot read the process's own figures: {error}");
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_go_by_their_samples_names() {
+        let mut registry = Registry::default();
+        let counter = Counter::<u64>::default();
+        registry.register("hits", "All hits", counter.clone());
+        registry.register("depth", "Now", Gauge::<i64>::default());
+        counter.inc();
+        let expected = "# HELP hits_total All hits.\n# TYPE hits_total counter\nhits_total 1\n# HELP depth Now.\n# TYPE depth gauge\ndepth 0\n";
+        assert_eq!(exposition(&registry).unwrap(), expected);
+    }
 }

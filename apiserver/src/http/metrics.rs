@@ -100,9 +100,7 @@ impl Metrics {
 
     /// The exposition text.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut out = String::new();
-        prometheus_client::encoding::text::encode(&mut out, &self.registry)?;
-        Ok(out)
+        machinery::metrics::exposition(&self.registry)
     }
 }
 

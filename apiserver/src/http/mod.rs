@@ -21,7 +21,7 @@ pub mod websocket;
 pub mod write;
 pub mod write_options;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::Backends;
 use crate::discovery::Discovery;
 use crate::registry::{Caller, Registry, Target};
-use crate::{kubelet, proxy};
+use crate::{components, kubelet, proxy};
 use info::{Query, RequestInfo};
 use metrics::Metrics;
 use negotiate::{Offers, Want};
@@ -63,6 +63,8 @@ pub struct App {
     pub issuer: Issuer,
     pub token_discovery: TokenDiscovery,
     pub backends: Backends,
+    /// Where this server is reached.
+    pub advertised: SocketAddr,
     pub discovery: Discovery,
     /// Empty when it was built outside of a repository.
     pub git_commit: &'static str,
@@ -175,7 +177,7 @@ fn offers(info: &RequestInfo, target: &Target) -> Offers {
     match (info.verb.as_str(), info.subresource.as_str()) {
         ("watch", _) => Offers::Watch,
         (_, "binding" | "eviction" | "token" | "scale") => Offers::Objects,
-        _ if target.kind.is_virtual() => Offers::Objects,
+        _ if target.kind.is_virtual() && target.kind.columns.is_empty() => Offers::Objects,
         _ => Offers::Tables,
     }
 }
@@ -219,7 +221,7 @@ async fn tunnel(app: &App, call: &Call, target: &Target, upgrade: Option<OnUpgra
 
 async fn dispatch(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
     if target.kind.kind == "ComponentStatus" {
-        return Ok(plain::no_components(call));
+        return components::serve(app, call, target).await;
     }
     match (call.info.verb.as_str(), target.subresource.as_str()) {
         ("get", "scale") => write::show_scale(app, call, target),

@@ -4,10 +4,10 @@ use std::sync::atomic::Ordering;
 
 use api::{GroupResource, JournalEntry, Key, Status};
 use http::Method;
+use serde::Serialize;
 use serde_json::json;
 
 use super::info::Query;
-use super::negotiate::Shape;
 use super::respond::{self, Answer};
 use super::{App, Call};
 
@@ -52,7 +52,7 @@ pub fn serve(app: &App, call: &Call) -> Result<Answer, Status> {
     match path {
         "/version" => Ok(respond::pretty(200, &version(app.git_commit))),
         "/metrics" => metrics(app),
-        "" | "/" => Ok(respond::json(200, &json!({"paths": app.discovery.paths()}))),
+        "" | "/" => Ok(respond::pretty(200, &json!({"paths": app.discovery.paths()}))),
         auth::token::Discovery::CONFIGURATION_PATH => Ok(token_document("application/json", &app.token_discovery.configuration)),
         auth::token::Discovery::KEY_SET_PATH => Ok(token_document("application/jwk-set+json", &app.token_discovery.key_set)),
         "/openapi/v2" | "/openapi/v3" => crate::openapi::serve(call),
@@ -61,23 +61,42 @@ pub fn serve(app: &App, call: &Call) -> Result<Answer, Status> {
     }
 }
 
-/// What `kubectl version` prints. We serve the API of this release.
-fn version(git_commit: &str) -> serde_json::Value {
-    json!({
-        "major": "1",
-        "minor": "33",
-        "emulationMajor": "1",
-        "emulationMinor": "33",
-        "minCompatibilityMajor": "1",
-        "minCompatibilityMinor": "32",
-        "gitVersion": "v1.33.0",
-        "gitCommit": git_commit,
-        "gitTreeState": "clean",
-        "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "",
-        "compiler": "rustc",
-        "platform": format!("linux/{}", if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }),
-    })
+/// What `kubectl version` prints, in upstream's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Version<'a> {
+    major: &'a str,
+    minor: &'a str,
+    emulation_major: &'a str,
+    emulation_minor: &'a str,
+    min_compatibility_major: &'a str,
+    min_compatibility_minor: &'a str,
+    git_version: &'a str,
+    git_commit: &'a str,
+    git_tree_state: &'a str,
+    build_date: &'a str,
+    go_version: &'a str,
+    compiler: &'a str,
+    platform: &'a str,
+}
+
+/// We serve the API of this release.
+fn version(git_commit: &str) -> Version<'_> {
+    Version {
+        major: "1",
+        minor: "33",
+        emulation_major: "1",
+        emulation_minor: "33",
+        min_compatibility_major: "1",
+        min_compatibility_minor: "32",
+        git_version: "v1.33.0",
+        git_commit,
+        git_tree_state: "clean",
+        build_date: "1970-01-01T00:00:00Z",
+        go_version: "",
+        compiler: "rustc",
+        platform: if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" },
+    }
 }
 
 fn metrics(app: &App) -> Result<Answer, Status> {
@@ -85,7 +104,7 @@ fn metrics(app: &App) -> Result<Answer, Status> {
         app.metrics.set_objects(records.kind.group_resource().to_string(), records.len());
     }
     let text = app.metrics.text().map_err(Status::internal)?;
-    Ok(respond::bytes(200, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
+    Ok(respond::bytes(200, machinery::metrics::CONTENT_TYPE, text))
 }
 
 fn token_document(content_type: &'static str, body: &str) -> Answer {
@@ -110,14 +129,4 @@ fn note(app: &App, call: &Call) -> Result<Answer, Status> {
     entry.cause = entry.cause.or_else(|| call.caller.cause.clone());
     app.registry.journal.record(entry);
     Ok(respond::json(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})))
-}
-
-/// Components report their health themselves; this old resource is served, and empty.
-pub fn no_components(call: &Call) -> Answer {
-    let body = match call.want.shape {
-        Shape::Table(version) => json!({"kind": "Table", "apiVersion": version, "metadata": {}, "columnDefinitions": [], "rows": []}),
-        Shape::Metadata(version) => json!({"kind": "PartialObjectMetadataList", "apiVersion": version, "metadata": {}, "items": []}),
-        _ => json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": []}),
-    };
-    respond::tree(200, &body, call.want)
 }

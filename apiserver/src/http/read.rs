@@ -116,7 +116,8 @@ fn expired(from: Option<&Continue>) -> Status {
 }
 
 fn list_meta(listing: &Listing, count: bool) -> Value {
-    let mut meta = json!({"resourceVersion": listing.revision.to_string()});
+    // What is not stored has no revision.
+    let mut meta = if listing.revision == 0 { json!({}) } else { json!({"resourceVersion": listing.revision.to_string()}) };
     if let (Some(remaining), Some(last)) = (listing.remaining, listing.records.last()) {
         meta["continue"] = Continue { after: last.key.clone(), revision: Some(listing.revision) }.encode().into();
         if count {
@@ -126,7 +127,7 @@ fn list_meta(listing: &Listing, count: bool) -> Value {
     meta
 }
 
-fn write_list(call: &Call, target: &Target, listing: Listing, count: bool) -> Answer {
+pub fn write_list(call: &Call, target: &Target, listing: Listing, count: bool) -> Answer {
     let (meta, want) = (list_meta(&listing, count), call.want);
     let size: usize = listing.records.iter().map(|r| r.json().len()).sum();
     let (kind, api_version) = match want.shape {
