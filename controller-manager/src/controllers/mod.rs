@@ -16,6 +16,7 @@ pub mod load_balancer;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod node_ttl;
 pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replicaset;
@@ -82,4 +83,5 @@ pub const CONTROLLERS: &[Controller] = &[
     row!("statefulset-controller", statefulset::run),
     row!("taint-eviction-controller", taint_eviction::run),
     row!("ttl-after-finished-controller", ttl_after_finished::run),
+    row!("ttl-controller", node_ttl::run),
 ];

@@ -20,6 +20,9 @@ use crate::shared::pod_control::{PodControl, from_template, watch_pods};
 use crate::shared::{claim, meta, revisions, taints, watch, write};
 use plan::Plan;
 
+/// The template's generation, which the API server counts, and the label that tells pods' by it. Deprecated, and still set.
+const GENERATION: &str = "deprecated.daemonset.template.generation";
+const GENERATION_LABEL: &str = "pod-template-generation";
 const NAME: &str = "daemonset-controller";
 
 struct Controller {
@@ -135,9 +138,12 @@ impl Controller {
             self.books.expect(set, plan.create.len(), deleted);
         }
         let template = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
+        let generation = set.metadata.annotations.as_ref().and_then(|a| a.get(GENERATION)?.parse::<i64>().ok());
         let pod_on = |node: &String| {
             let mut pod = from_template(set, &template);
-            pod.metadata.labels.get_or_insert_default().insert(revisions::HASH_LABEL.to_owned(), hash.to_owned());
+            let labels = pod.metadata.labels.get_or_insert_default();
+            labels.insert(revisions::HASH_LABEL.to_owned(), hash.to_owned());
+            labels.extend(generation.map(|generation| (GENERATION_LABEL.to_owned(), generation.to_string())));
             nodes::pin(&mut pod, node);
             pod
         };
