@@ -2,14 +2,15 @@
 //!
 //! Recording never blocks and never fails the caller: a full channel drops the event. Repeats of one event raise its count instead
 //! of making a new object, and one object may cause only so many (25 at once, then one in five minutes).
-//! Upstream: `client-go/tools/record/{event,events_cache}.go`.
+//! An event that says what was being done is of the newer sort, of `events.k8s.io`: a time of its own, then a series.
+//! Upstream: `client-go/tools/record/{event,events_cache}.go`, `client-go/tools/events`.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use api::Cause;
 use api::k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
-use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
 use api::k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
@@ -65,6 +66,7 @@ struct Recorded {
     kind: EventType,
     reason: String,
     message: String,
+    action: Option<&'static str>,
     at: Timestamp,
     cause: Option<Cause>,
 }
@@ -80,11 +82,21 @@ impl Recorder {
     }
 
     pub fn event(&self, object: &ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.record(object, kind, reason, message.into(), None);
+    }
+
+    /// `action`: what was being done, as the scheduler's "Binding".
+    pub fn acting(&self, object: &ObjectReference, kind: EventType, reason: &str, action: &'static str, message: impl Into<String>) {
+        self.record(object, kind, reason, message.into(), Some(action));
+    }
+
+    fn record(&self, object: &ObjectReference, kind: EventType, reason: &str, message: String, action: Option<&'static str>) {
         let recorded = Recorded {
             object: object.clone(),
             kind,
             reason: reason.to_owned(),
-            message: message.into(),
+            message,
+            action,
             at: Timestamp::now(),
             cause: cause::current(),
         };
@@ -158,7 +170,10 @@ impl Writer {
             (recorded.kind.as_str(), recorded.reason.clone(), recorded.message.clone()),
         );
         if let Some((name, count)) = self.known.get_mut(&identity) {
-            let patch = json!({"count": *count + 1, "lastTimestamp": Time(recorded.at)});
+            let patch = match recorded.action {
+                None => json!({"count": *count + 1, "lastTimestamp": Time(recorded.at)}),
+                Some(_) => json!({"series": {"count": *count + 1, "lastObservedTime": micros(recorded.at)}}),
+            };
             match events.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(_) => {
                     *count += 1;
@@ -182,6 +197,9 @@ impl Writer {
     fn new_event(&self, recorded: &Recorded, namespace: String) -> Event {
         let name = recorded.object.name.as_deref().unwrap_or_default();
         let time = Time(recorded.at);
+        let plain = recorded.action.is_none();
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let instance = || format!("{}-{}", self.source.component.as_deref().unwrap_or_default(), host().trim());
         Event {
             metadata: ObjectMeta {
                 name: Some(format!("{name}.{:x}", recorded.at.as_nanosecond())),
@@ -192,13 +210,19 @@ impl Writer {
             reason: Some(recorded.reason.clone()),
             message: Some(recorded.message.clone()),
             type_: Some(recorded.kind.as_str().to_owned()),
-            source: Some(self.source.clone()),
+            source: Some(if plain { self.source.clone() } else { EventSource::default() }),
             reporting_component: self.source.component.clone(),
-            reporting_instance: self.source.host.clone(),
-            first_timestamp: Some(time.clone()),
-            last_timestamp: Some(time),
-            count: Some(1),
+            reporting_instance: if plain { self.source.host.clone() } else { Some(instance()) },
+            action: recorded.action.map(str::to_owned),
+            event_time: (!plain).then(|| micros(recorded.at)),
+            first_timestamp: plain.then(|| time.clone()),
+            last_timestamp: plain.then_some(time),
+            count: plain.then_some(1),
             ..Event::default()
         }
     }
+}
+
+fn micros(at: Timestamp) -> MicroTime {
+    MicroTime(Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at))
 }

@@ -9,7 +9,7 @@ use api::k8s_openapi::api::core::v1::{Pod, PodCondition};
 use api::k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use machinery::cause;
-use machinery::events::{Recorder, reference};
+use machinery::events::{EventType, Recorder, reference};
 use machinery::informer::cause_of;
 use serde_json::json;
 
@@ -32,7 +32,7 @@ impl Effects {
     pub async fn bind(&self, pod: &PodInfo, node: &str) -> anyhow::Result<()> {
         cause::scope(Some(cause_of(&*pod.pod)), self.pre_bind_and_bind(pod, node)).await?;
         let message = format!("Successfully assigned {} to {node}", pod.key);
-        self.recorder.normal(&reference(&*pod.pod), "Scheduled", message);
+        self.recorder.acting(&reference(&*pod.pod), EventType::Normal, "Scheduled", "Binding", message);
         Ok(())
     }
 
@@ -52,7 +52,7 @@ impl Effects {
     /// Tells why the pod can't run, and clears the way if preemption found one.
     pub async fn unschedulable(&self, pod: &PodInfo, unfit: &Unfit) {
         cause::scope(Some(cause_of(&*pod.pod)), async {
-            self.recorder.warning(&reference(&*pod.pod), "FailedScheduling", unfit.message.clone());
+            self.failed(pod, unfit.message.clone());
             let nomination = unfit.post_filter.as_ref().and_then(|p| p.nomination.as_ref());
             self.set_condition(pod, "Unschedulable", &unfit.message, nomination.map(|n| n.node.as_str())).await;
             for victim in nomination.iter().flat_map(|n| &n.victims) {
@@ -62,9 +62,13 @@ impl Effects {
         .await;
     }
 
+    fn failed(&self, pod: &PodInfo, message: String) {
+        self.recorder.acting(&reference(&*pod.pod), EventType::Warning, "FailedScheduling", "Scheduling", message);
+    }
+
     pub async fn binding_failed(&self, pod: &PodInfo, error: &anyhow::Error) {
         tracing::warn!(pod = %pod.key, "binding failed: {error:#}");
-        self.recorder.warning(&reference(&*pod.pod), "FailedScheduling", format!("{error:#}"));
+        self.failed(pod, format!("{error:#}"));
         self.set_condition(pod, "SchedulerError", &format!("{error:#}"), None).await;
     }
 
@@ -111,7 +115,7 @@ impl Effects {
         match self.pods(&victim.key.namespace).delete(&victim.key.name, &delete).await {
             Ok(_) => {
                 let message = format!("Preempted by pod {} on node {}", preemptor.uid, victim.node_name().unwrap_or_default());
-                self.recorder.normal(&reference(&*victim.pod), "Preempted", message);
+                self.recorder.acting(&reference(&*victim.pod), EventType::Normal, "Preempted", "Preempting", message);
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => tracing::warn!(pod = %victim.key, "cannot evict: {error}"),
