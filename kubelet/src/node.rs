@@ -121,7 +121,8 @@ impl NodeReporter {
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "node status not written"),
             }
             // Until the network is up the next look is soon: pods wait for it.
-            let period = if told.get("Ready").is_some_and(|status| status == "True") { self.kubelet.config.status_frequency } else { Duration::from_millis(500) };
+            let ready = told.get("Ready").is_some_and(|status| status == "True");
+            let period = if ready { self.kubelet.config.status_frequency } else { Duration::from_millis(500) };
             tokio::select! {
                 () = self.kubelet.token.cancelled() => return,
                 () = tokio::time::sleep(period) => {}

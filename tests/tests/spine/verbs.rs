@@ -69,6 +69,9 @@ pub fn get_in_every_form(spine: &Spine) -> Result<()> {
     ensure_eq(kubectl.ok("get pods -l app=web,app!=other --no-headers")?.lines().count(), 2, "by label")?;
     ensure_eq(kubectl.ok("get pods --field-selector status.phase=Running --no-headers")?.lines().count(), 2, "by field")?;
     ensure_contains(&kubectl.ok("get pods -A")?, &["NAMESPACE", "kube-system", "v-get"])?;
+    let nodes = kubectl.ok("describe node worker1")?;
+    let told = ["node.alpha.kubernetes.io/ttl: 0", "controller-managed-attach-detach: true", "Node worker1 status is now: NodeHasSufficientMemory"];
+    ensure_contains(&nodes, &told)?;
     let sorted = kubectl.ok("get pods -A --sort-by=.metadata.name -o custom-columns=N:.metadata.name --no-headers")?;
     let names: Vec<&str> = sorted.lines().collect();
     ensure_eq(names.is_sorted(), true, "sorted by name")?;
@@ -191,7 +194,15 @@ pub fn explain_and_discovery(spine: &Spine) -> Result<()> {
     ensure_contains(&kubectl.ok("cluster-info")?, &["Kubernetes control plane", "is running at", "https://"])?;
     ensure_contains(&kubectl.ok("version -o json")?, &["\"minor\": \"33\""])?;
     ensure_eq(kubectl.ok("get --raw /readyz")?, "ok".into(), "readyz")?;
-    ensure_contains(&kubectl.ok("get --raw /metrics")?, &["# TYPE"])?;
+    ensure_contains(&kubectl.ok("get --raw /metrics")?, &["# TYPE apiserver_request_total counter"])?;
+    let versions = kubectl.ok("get --raw /api")?;
+    ensure_contains(&versions, &["{\"kind\":\"APIVersions\",\"versions\":[\"v1\"],\"serverAddressByClientCIDRs\":[{\"clientCIDR\":\"0.0.0.0/0\","])?;
+    let components = kubectl.run("get cs")?;
+    ensure_contains(&components.stderr, &["Warning: v1 ComponentStatus is deprecated in v1.19+"])?;
+    let lines: Vec<Vec<&str>> = components.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    ensure_eq(lines.contains(&vec!["scheduler", "Healthy", "ok"]), true, &format!("the scheduler in\n{}", components.stdout))?;
+    ensure_contains(&kubectl.ok("get cs controller-manager -o yaml")?, &["kind: ComponentStatus", "type: Healthy"])?;
+    ensure_contains(&kubectl.fails("get cs nobody")?, &["componentstatuses \"nobody\" not found"])?;
     ensure_eq(kubectl.ok("auth can-i create pods")?, "yes\n".into(), "can-i")?;
     let other = kubectl.run("auth can-i create pods --as=jane")?;
     ensure_eq((other.code, other.stdout), (1, "no\n".into()), "can-i of another")
@@ -204,6 +215,9 @@ pub fn run_expose_wait_events(spine: &Spine) -> Result<()> {
     ensure_contains(&kubectl.ok("expose pod web --port=80 --target-port=8080")?, &["service/web exposed"])?;
     until(20, "endpoints", || ensure_contains(&kubectl.ok("get endpoints web")?, &[":8080"]))?;
     ensure_contains(&kubectl.ok("get events")?, &["LAST SEEN", "Scheduled", "Pulled", "Created", "Started", "pod/web"])?;
+    let shown = "jsonpath={.items[0].action}/{.items[0].reportingComponent}";
+    let scheduled = format!("get events --field-selector reason=Scheduled,involvedObject.name=web -o {shown}");
+    ensure_eq(kubectl.ok(&scheduled)?, "Binding/default-scheduler".into(), "an event of the newer sort")?;
     ensure_contains(&kubectl.ok("events --for pod/web")?, &["Started container web"])?;
     ensure_contains(&kubectl.ok("run once --image=coracle/web:1 --restart=Never --command -- sh -c exit")?, &["pod/once created"])?;
     kubectl.ok("wait --for=jsonpath={.status.phase}=Succeeded pod/once --timeout=60s").map(drop)
