@@ -1,4 +1,4 @@
-//! A worker's machine cut off the network: its pods run elsewhere, and it comes back clean.
+//! A worker's machine cut off the network: its pods run elsewhere, and it comes back clean. What happens while a controller is away is made up for.
 
 use anyhow::{Result, bail};
 use tests::{ensure_contains, ensure_eq, until};
@@ -57,4 +57,23 @@ pub fn cut_off_worker_is_evicted_and_rejoins(spine: &Spine) -> Result<()> {
         bail!("no new pod on worker2");
     }
     Ok(())
+}
+
+/// The pods of the old Job are held by the finalizer of a controller that never saw it go.
+pub fn a_job_made_anew_while_nobody_counted_lets_its_old_pods_go(spine: &Spine) -> Result<()> {
+    let kubectl = spine.own("h-anew")?;
+    let job = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: again}\nspec:\n  completions: 2\n  parallelism: 2\n  template:\n    spec:\n      \
+               restartPolicy: Never\n      terminationGracePeriodSeconds: 1\n      containers:\n      - {name: work, image: \"coracle/web:1\", command: [sleep, \"5\"]}\n";
+    kubectl.apply(job)?;
+    let pods = || kubectl.path("pods", "{.items[*].metadata.uid}");
+    let old = until(30, "two pods", || pods().and_then(|uids| ensure_eq(uids.split(' ').count(), 2, "pods").map(|()| uids)))?;
+    spine.cluster.coracle(&["stop", "kube-controller-manager"])?;
+    kubectl.ok("delete job again --wait=false")?;
+    kubectl.apply(job)?;
+    spine.cluster.coracle(&["start", "kube-controller-manager"])?;
+    kubectl.ok("wait --for=condition=Complete job/again --timeout=60s")?;
+    until(30, "the old pods are gone", || {
+        let left = pods()?;
+        ensure_eq(old.split(' ').filter(|uid| left.contains(uid)).count(), 0, "old pods")
+    })
 }

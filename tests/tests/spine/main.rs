@@ -137,6 +137,7 @@ fn all(spine: Spine, filters: &[String]) -> (usize, Vec<&'static str>, usize) {
         errors::permissions_are_asked,
         rollout::history_and_undo,
         rollout::no_request_is_lost,
+        healing::a_job_made_anew_while_nobody_counted_lets_its_old_pods_go,
         healing::cut_off_worker_is_evicted_and_rejoins,
         control_plane::each_process_killed_in_turn,
         control_plane::killed_during_a_thousand_creates,

@@ -36,7 +36,7 @@ pub struct Churn {
     services: BTreeSet<&'static str>,
     jobs: Vec<usize>,
     bare: Vec<usize>,
-    /// Names that were given; the numbers of Jobs and bare pods are never used again.
+    /// Names that were given; a bare pod's number is never used again.
     numbers: usize,
     pub changes: usize,
     /// Changes that could not be made, because the API server or its store was just dead.
@@ -81,7 +81,7 @@ impl Churn {
             13 => self.anew(any),
             14..16 => self.settings(step),
             16..18 => self.service(deployment),
-            18..20 => self.job(),
+            18..20 => self.job(random),
             _ => self.bare(random),
         };
         self.changes += 1;
@@ -144,7 +144,12 @@ impl Churn {
         self.apply(&objects::service(name))
     }
 
-    fn job(&mut self) -> Result<()> {
+    /// A new one; or one of these, made anew under its name.
+    fn job(&mut self, random: &mut StdRng) -> Result<()> {
+        if let Some(n) = self.jobs.last().filter(|_| random.random_bool(0.3)) {
+            self.command(&format!("delete job {} --wait=false --ignore-not-found", objects::job_name(*n)))?;
+            return self.apply(&objects::job(*n, COMPLETIONS));
+        }
         if self.jobs.len() >= JOBS {
             let oldest = self.jobs.remove(0);
             self.command(&format!("delete job {} --wait=false --ignore-not-found", objects::job_name(oldest)))?;
@@ -177,7 +182,7 @@ impl Churn {
         self.services = DEPLOYMENTS.into_iter().chain(STATEFUL_SETS).collect();
         let wanted: BTreeSet<String> = self.bare.iter().map(|n| objects::bare_name(*n)).collect();
         let jobs: BTreeSet<String> = self.jobs.iter().map(|n| objects::job_name(*n)).collect();
-        until(60, "the last word", || {
+        until(240, "the last word", || {
             for (what, keep) in [("pod -l app=bare", &wanted), ("pvc", &wanted), ("job", &jobs)] {
                 let listed = self.kubectl.ok(&format!("get {what} -o name"))?;
                 let names = listed.lines().filter_map(|line| line.split_once('/')).map(|(_, name)| name);

@@ -107,7 +107,7 @@ fn under_chaos(cluster: &Cluster, seed: u64, length: Duration) -> Result<()> {
     println!("\n{} changes of what is wanted ({} refused for the moment); {} kills:\n{kills}", churn.changes, churn.refused, kills.count());
     let began = Instant::now();
     until(SETTLE, "every machine is up", || kills.end())?;
-    until(60, "every process is healthy", || cluster.coracle(&["status"]))?;
+    until(SETTLE, "every process is healthy", || cluster.coracle(&["status"]))?;
     churn.settle()?;
     let settled_in = until(SETTLE, "what is wanted is what is there", || churn.check(&record).map(|()| began.elapsed()));
     // What runs twice explains the rest.
@@ -121,9 +121,9 @@ fn under_chaos(cluster: &Cluster, seed: u64, length: Duration) -> Result<()> {
 fn settled(cluster: &Cluster, record: &coracle::cluster::Cluster, expected: Option<&Census>) -> Result<Census> {
     for (namespace, deployment) in [("default", "quickstart"), ("kube-system", "dns")] {
         let kubectl = cluster.kubectl(namespace);
-        until(60, "restart", || kubectl.ok(&format!("rollout restart deployment/{deployment}")))?;
-        until(120, "rollout", || kubectl.ok(&format!("rollout status deployment/{deployment} --timeout=20s")))?;
-        until(120, "old pods gone", || ensure_eq(kubectl.ok("get pods -o name")?.lines().count(), 2, "pods"))?;
+        until(SETTLE, "restart", || kubectl.ok(&format!("rollout restart deployment/{deployment}")))?;
+        until(SETTLE, "rollout", || kubectl.ok(&format!("rollout status deployment/{deployment} --timeout=20s")))?;
+        until(SETTLE, "old pods gone", || ensure_eq(kubectl.ok("get pods -o name")?.lines().count(), 2, "pods"))?;
     }
     until(SETTLE, "nothing left over", || {
         let census = Census::take(record)?;
