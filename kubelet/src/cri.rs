@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::*;
+use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request};
 
@@ -37,7 +39,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Upstream's `--runtime-request-timeout`.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Sandboxes wait for the network plugin.
-pub const SANDBOX_TIMEOUT: Duration = Duration::from_secs(240);
+const SANDBOX_TIMEOUT: Duration = Duration::from_secs(240);
 const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -46,6 +48,38 @@ pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     channel: Channel,
+    making: Making,
+}
+
+/// When the calls began that are making something now.
+#[derive(Clone, Default)]
+struct Making(Arc<Mutex<Vec<SystemTime>>>);
+
+/// A call that makes something, until it ends or is given up.
+struct Call<'a> {
+    of: &'a Making,
+    began: SystemTime,
+}
+
+impl Making {
+    fn call(&self) -> Call<'_> {
+        let began = SystemTime::now();
+        self.0.lock().push(began);
+        Call { of: self, began }
+    }
+
+    fn oldest(&self) -> SystemTime {
+        self.0.lock().iter().min().copied().unwrap_or_else(SystemTime::now)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let mut calls = self.of.0.lock();
+        if let Some(at) = calls.iter().position(|began| *began == self.began) {
+            calls.swap_remove(at);
+        }
+    }
 }
 
 /// `unix:///run/containerd/containerd.sock` → the path.
@@ -75,7 +109,13 @@ impl Cri {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             channel,
+            making: Making::default(),
         }
+    }
+
+    /// Since when a sandbox or a container may be in the making; now if none is.
+    pub fn making_since(&self) -> SystemTime {
+        self.making.oldest()
     }
 
     /// For containerd's own services on the same socket.
@@ -95,6 +135,7 @@ impl Cri {
     }
 
     pub async fn run_sandbox(&self, config: PodSandboxConfig, runtime_handler: String) -> Result<String> {
+        let _call = self.making.call();
         let request = RunPodSandboxRequest { config: Some(config), runtime_handler };
         Ok(self.runtime.clone().run_pod_sandbox(timed(request, SANDBOX_TIMEOUT)).await?.into_inner().pod_sandbox_id)
     }
@@ -148,12 +189,14 @@ impl Cri {
     }
 
     pub async fn create_container(&self, sandbox: &str, config: ContainerConfig, sandbox_config: PodSandboxConfig) -> Result<String> {
+        let _call = self.making.call();
         let request =
             CreateContainerRequest { pod_sandbox_id: sandbox.to_owned(), config: Some(config), sandbox_config: Some(sandbox_config) };
         Ok(self.runtime.clone().create_container(timed(request, TIMEOUT)).await?.into_inner().container_id)
     }
 
     pub async fn start_container(&self, id: &str) -> Result<()> {
+        let _call = self.making.call();
         let request = StartContainerRequest { container_id: id.to_owned() };
         Ok(self.runtime.clone().start_container(timed(request, TIMEOUT)).await.map(drop)?)
     }
@@ -239,5 +282,23 @@ fn gone_is_fine(result: std::result::Result<(), tonic::Status>) -> Result<()> {
     match result {
         Err(status) if status.code() == Code::NotFound => Ok(()),
         other => Ok(other?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_being_made_is_as_old_as_its_oldest_call() {
+        let making = Making::default();
+        let first = making.call();
+        let began = first.began;
+        let second = making.call();
+        assert_eq!(making.oldest(), began);
+        drop(first);
+        assert!(making.oldest() >= began && making.oldest() == second.began);
+        drop(second);
+        assert!(making.0.lock().is_empty());
     }
 }

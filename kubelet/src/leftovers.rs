@@ -3,7 +3,7 @@
 //!
 //! containerd makes a sandbox's network before it writes the sandbox down. If it is killed between the two, nobody knows of that network any more.
 //! So it is with a shim that was started and not yet told to make its container: the container goes, and the shim waits for ever.
-//! Leftovers are unknown to the runtime, and older than it (its socket is made anew at each start) or than any call that could still be making
+//! Leftovers are unknown to the runtime, and older than it (its socket is made anew at each start) or than any call that may still be making
 //! them; so nothing that is just being made is ever taken. What the network's plugins made they are asked to take back; what a shim leaves when it
 //! is killed, the runtime clears away, if it still knows of it.
 //! Upstream leaves this to the runtime; it is the `GC` of CNI 1.1, which containerd calls from version 2 on.
@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
 
-use crate::cri::{Error, SANDBOX_TIMEOUT};
+use crate::cri::Error;
 use crate::kubelet::Kubelet;
 use crate::network::{self, ADDRESSES};
 use crate::volumes;
@@ -32,14 +32,15 @@ const SHIM_FOLDERS: [&str; 2] = ["io.containerd.runtime.v2.task/k8s.io", "runc/k
 const ID: usize = 64;
 /// How far the kernel's word of when a process began may be off: it counts from a boot that it knows in whole seconds.
 const CLOCK: Duration = Duration::from_secs(2);
-/// Nothing that is being made is older.
-const LONGEST: Duration = SANDBOX_TIMEOUT.saturating_add(Duration::from_secs(60));
+/// How long the runtime may still be busy with a call that was given up.
+const AFTERMATH: Duration = Duration::from_secs(60);
 
-/// Removes the leftovers of the runtime, which knows these sandboxes, and with its containers all that is in `known`.
-pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>, known: &HashMap<String, i32>) -> Result<(), Error> {
+/// Removes the leftovers of the runtime, which knows these sandboxes, and with its containers all that is in `known`. It was asked for them
+/// after `making`, since when something may be in the making.
+pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>, known: &HashMap<String, i32>, making: SystemTime) -> Result<(), Error> {
     let socket = crate::cri::socket_path(&kubelet.config.runtime_endpoint);
     let Ok(started) = modified(&socket) else { return Ok(()) };
-    let since = SystemTime::now().checked_sub(LONGEST).map_or(started, |past| past.max(started));
+    let since = making.checked_sub(AFTERMATH).map_or(started, |past| past.max(started));
     sweep_network(kubelet, sandboxes, since).await?;
     let unknown = |id: &str| !known.contains_key(id);
     if let Err(error) = sweep_shims(socket.parent().unwrap_or(Path::new("/")), unknown, since) {

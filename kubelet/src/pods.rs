@@ -169,6 +169,7 @@ impl Pods {
 
     /// Wakes the pods of which a sandbox or container is new, gone or changed; returns what is there now.
     async fn relist(self: &Arc<Self>, before: &HashMap<String, i32>) -> Result<HashMap<String, i32>, crate::cri::Error> {
+        let making = self.kubelet.cri.making_since();
         let (sandboxes, containers) =
             tokio::try_join!(self.kubelet.cri.list_sandboxes(HashMap::new()), self.kubelet.cri.list_containers(HashMap::new()))?;
         let known: HashSet<String> = sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
@@ -192,7 +193,7 @@ impl Pods {
             uid.iter().for_each(|uid| self.kubelet.wakes.wake(uid));
         }
         self.sweep().await;
-        crate::leftovers::sweep(&self.kubelet, &known, &now).await?;
+        crate::leftovers::sweep(&self.kubelet, &known, &now, making).await?;
         Ok(now)
     }
 

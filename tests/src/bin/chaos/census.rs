@@ -263,11 +263,12 @@ pub fn found(cluster: &Cluster, machine: &Machine, namespace: &str) -> Result<Ve
     Ok(sandboxes.chain(containers).collect())
 }
 
-/// The ids of all containers and sandboxes of which a process lives, whatever their runtimes know of it.
+/// The ids of all containers and sandboxes of which a process lives, whatever their runtimes know of it. One that is only made has but
+/// runc in it, which waits to become the container's first process.
 pub fn alive(cluster: &Cluster) -> BTreeSet<String> {
     let group = format!("/coracle/{}/", cluster.name);
     let Ok(all) = procfs::process::all_processes() else { return BTreeSet::new() };
-    let living = all.flatten().filter(|process| process.stat().is_ok_and(|stat| !"ZX".contains(stat.state)));
+    let living = all.flatten().filter(|process| process.stat().is_ok_and(|stat| !"ZX".contains(stat.state) && !stat.comm.starts_with("runc")));
     let groups = living.filter_map(|process| fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).ok());
     let of_pod = |line: &str| Some(line.split_once(&group)?.1.split_once("/kubepods/")?.1.split_once("pod")?.1.split('/').nth(1)?.to_owned());
     groups.filter_map(|groups| groups.lines().find_map(of_pod)).collect()
