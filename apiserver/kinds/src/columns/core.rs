@@ -141,9 +141,9 @@ fn last_seen(event: &Value, now: Timestamp) -> String {
     }
 }
 
-/// The event that preceded a series is not counted in it; a lone new-style event has no count.
+/// A series counts its first event, too; a lone new-style event has no count.
 fn count(event: &Value) -> i64 {
-    if is_set(event, "/series") { int(event, "/series/count") + 1 } else { int(event, "/count").max(1) }
+    if is_set(event, "/series") { int(event, "/series/count") } else { int(event, "/count").max(1) }
 }
 
 fn source(event: &Value) -> String {
