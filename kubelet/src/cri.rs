@@ -2,15 +2,17 @@
 //!
 //! Upstream: `staging/src/k8s.io/cri-client/pkg/remote_{runtime,image}.go`, v1.33.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use containerd_client::services::v1::containers_client::ContainersClient;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::*;
 use parking_lot::Mutex;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request};
 
@@ -121,6 +123,14 @@ impl Cri {
     /// For containerd's own services on the same socket.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// The ids of all containers that containerd itself has on record for pods, whoever made them.
+    pub async fn recorded(&self) -> Result<HashSet<String>> {
+        let mut request = timed(containerd_client::services::v1::ListContainersRequest::default(), TIMEOUT);
+        request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static("k8s.io"));
+        let mut client = ContainersClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);
+        Ok(client.list(request).await?.into_inner().containers.into_iter().map(|container| container.id).collect())
     }
 
     pub async fn version(&self) -> Result<VersionResponse> {

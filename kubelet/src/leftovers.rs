@@ -42,30 +42,33 @@ pub async fn sweep(kubelet: &Kubelet, sandboxes: &HashSet<String>, known: &HashM
     let Ok(started) = modified(&socket) else { return Ok(()) };
     let since = making.checked_sub(AFTERMATH).map_or(started, |past| past.max(started));
     sweep_network(kubelet, sandboxes, since).await?;
-    let unknown = |id: &str| !known.contains_key(id);
-    if let Err(error) = sweep_shims(socket.parent().unwrap_or(Path::new("/")), unknown, since) {
-        tracing::warn!(%error, "shims that a killed runtime left");
-    }
-    Ok(())
+    sweep_shims(kubelet, socket.parent().unwrap_or(Path::new("/")), known, since).await
 }
 
-/// Ends shims that hold nothing, and removes the folders that have no shim: each is named after its container or sandbox.
-fn sweep_shims(state: &Path, unknown: impl Fn(&str) -> bool, since: SystemTime) -> Result<(), procfs::ProcError> {
-    let mut held = HashSet::new();
-    for shim in shims()? {
-        if unknown(&shim.id) && shim.started + CLOCK < since {
-            tracing::info!(id = shim.id, pid = shim.process.pid, "ending a shim that a killed runtime left");
-            if let Err(error) = kill(Pid::from_raw(shim.process.pid), Signal::SIGKILL) {
-                tracing::debug!(%error, "it has ended");
-            }
-        }
-        held.insert(shim.id);
+/// Ends shims that hold nothing, and removes the folders that have no shim: each is named after its container or sandbox. What others run in
+/// containerd's namespace of pods is on containerd's own record.
+async fn sweep_shims(kubelet: &Kubelet, state: &Path, known: &HashMap<String, i32>, since: SystemTime) -> Result<(), Error> {
+    let shims = shims().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the machine's shims");
+        Vec::new()
+    });
+    let held: HashSet<&str> = shims.iter().map(|shim| shim.id.as_str()).collect();
+    let folders: Vec<PathBuf> = SHIM_FOLDERS.iter().flat_map(|folder| older(&state.join(folder), since)).collect();
+    let unknown = |id: &str| id.len() == ID && !known.contains_key(id);
+    let shims: Vec<&Shim> = shims.iter().filter(|shim| unknown(&shim.id) && shim.started + CLOCK < since).collect();
+    let folders: Vec<&PathBuf> = folders.iter().filter(|folder| unknown(name(folder)) && !held.contains(name(folder))).collect();
+    if shims.is_empty() && folders.is_empty() {
+        return Ok(());
     }
-    for folder in SHIM_FOLDERS.iter().flat_map(|folder| older(&state.join(folder), since)) {
-        let is_left = name(&folder).len() == ID && unknown(name(&folder)) && !held.contains(name(&folder));
-        if is_left {
-            remove(&folder, volumes::unmount_below(&folder).and_then(|()| std::fs::remove_dir_all(&folder)));
+    let recorded = kubelet.cri.recorded().await?;
+    for shim in shims.into_iter().filter(|shim| !recorded.contains(&shim.id)) {
+        tracing::info!(id = shim.id, pid = shim.process.pid, "ending a shim that a killed runtime left");
+        if let Err(error) = kill(Pid::from_raw(shim.process.pid), Signal::SIGKILL) {
+            tracing::debug!(%error, "it has ended");
         }
+    }
+    for folder in folders.into_iter().filter(|folder| !recorded.contains(name(folder))) {
+        remove(folder, volumes::unmount_below(folder).and_then(|()| std::fs::remove_dir_all(folder)));
     }
     Ok(())
 }
