@@ -11,7 +11,7 @@ const PORT: u16 = 30082;
 const MEMBERS: [&str; 3] = ["store-0", "store-1", "store-2"];
 
 fn settled(kubectl: &Kubectl) -> Result<()> {
-    kubectl.ok("rollout status statefulset/store --timeout=180s").map(drop)
+    kubectl.ok("rollout status statefulset/store --timeout=600s").map(drop)
 }
 
 /// Every member has these votes, whoever counts.
@@ -107,7 +107,7 @@ pub fn claims_go_with_their_members_if_asked(apps: &Apps) -> Result<()> {
     let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete"}}}).to_string();
     kubectl.ok_with("patch statefulset store -p", &[&policy])?;
     kubectl.ok("scale statefulset store --replicas=2")?;
-    kubectl.ok("wait --for=delete pod/store-2 pvc/data-store-2 --timeout=90s")?;
+    kubectl.ok("wait --for=delete pod/store-2 pvc/data-store-2 --timeout=300s")?;
     kubectl.ok("scale statefulset store --replicas=3")?;
     settled(&kubectl)?;
     // A new claim, and its primary's data on it.
