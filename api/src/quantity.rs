@@ -38,8 +38,10 @@ const NANO: i128 = 1_000_000_000;
 const BINARY: [(&str, u32); 6] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
 const DECIMAL: [(&str, i32); 10] =
     [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
-/// Larger amounts are capped, as upstream caps at 2^63-1.
-const MAX_NANO: i128 = i64::MAX as i128 * NANO;
+/// Larger binary amounts are capped, as upstream caps them at 2^63-1.
+const MAX_BINARY: i128 = i64::MAX as i128 * NANO;
+/// Upstream's others know no bound; ours is far beyond any that counts.
+const MAX_DECIMAL: i128 = i128::MAX / 1024;
 
 impl Quantity {
     pub const ZERO: Quantity = Quantity { nano: 0, format: Format::DecimalSi };
@@ -82,9 +84,9 @@ impl Quantity {
         div_up(self.nano, NANO).clamp(i64::MIN as i128, i64::MAX as i128) as i64
     }
 
-    /// Whether it is a whole number of units.
+    /// Whether it is a whole number of units. Upstream counts in 64 bits' worth of thousandths, and so refuses what is beyond them.
     pub fn is_integer(&self) -> bool {
-        self.nano % NANO == 0
+        self.milli() as i64 % 1000 == 0
     }
 
     pub fn to_k8s(&self) -> K8sQuantity {
@@ -117,7 +119,8 @@ impl FromStr for Quantity {
             return Err(ParseQuantityError::Format);
         }
         let (format, binary_shift, exponent) = parse_suffix(suffix)?;
-        let nano = scale(whole, fraction, binary_shift, exponent);
+        let most = if format == Format::BinarySi { MAX_BINARY } else { MAX_DECIMAL };
+        let nano = scale(whole, fraction, binary_shift, exponent, most);
         Ok(Quantity { nano: if negative { -nano } else { nano }, format })
     }
 }
@@ -137,7 +140,7 @@ fn parse_suffix(suffix: &str) -> Result<(Format, u32, i32), ParseQuantityError> 
 }
 
 /// `whole.fraction × 2^shift × 10^exponent` in nano-units, rounded up, capped.
-fn scale(whole: &str, fraction: &str, shift: u32, exponent: i32) -> i128 {
+fn scale(whole: &str, fraction: &str, shift: u32, exponent: i32, most: i128) -> i128 {
     let mut places = fraction.len() as i32 - exponent - 9;
     let mut n: i128 = 0;
     for digit in whole.bytes().chain(fraction.bytes()) {
@@ -149,7 +152,7 @@ fn scale(whole: &str, fraction: &str, shift: u32, exponent: i32) -> i128 {
         n = n * 10 + (digit - b'0') as i128;
     }
     n = n.checked_mul(1 << shift).unwrap_or(i128::MAX);
-    while places < 0 && n != 0 && n <= MAX_NANO {
+    while places < 0 && n != 0 && n <= most {
         n = n.saturating_mul(10);
         places += 1;
     }
@@ -159,7 +162,7 @@ fn scale(whole: &str, fraction: &str, shift: u32, exponent: i32) -> i128 {
         n /= 10;
         places -= 1;
     }
-    (n + lost as i128).min(MAX_NANO)
+    (n + lost as i128).min(most)
 }
 
 impl fmt::Display for Quantity {
@@ -272,6 +275,7 @@ mod tests {
             ("1n", "1n"),
             ("0.1n", "1n"),
             ("100Ei", "9223372036854775807"),
+            ("99999999999999999999", "99999999999999999999"),
             ("0.0001", "100u"),
             ("1000000Ki", "1000000Ki"),
         ] {
