@@ -40,8 +40,39 @@ const MAX_STRICT_ERRORS: usize = 100;
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct TypeMeta {
-    api_version: Option<String>,
-    kind: Option<String>,
+    api_version: Value,
+    kind: Value,
+}
+
+impl TypeMeta {
+    /// Errors: a group, version or kind that is none, in the words of upstream's interpreter.
+    fn gvk(&self) -> Result<Gvk, String> {
+        for (field, value) in [("apiVersion", &self.api_version), ("kind", &self.kind)] {
+            if !value.is_string() && !value.is_null() {
+                let found = json_type(value);
+                return Err(format!("{JSON_ERROR}json: cannot unmarshal {found} into Go struct field .{field} of type string"));
+            }
+        }
+        let api_version = self.api_version.as_str().unwrap_or_default();
+        if api_version.matches('/').count() > 1 {
+            return Err(format!("unexpected GroupVersion string: {api_version}"));
+        }
+        let (group, version) = api::key::parse_api_version(api_version);
+        Ok(Gvk::new(group, version, self.kind.as_str().unwrap_or_default()))
+    }
+}
+
+const JSON_ERROR: &str = "couldn't get version/kind; json parse error: ";
+
+/// As Go's JSON decoder calls what it found.
+pub(crate) fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(_) | Value::Null => "number",
+    }
 }
 
 /// The kind a body says it is; empty where it says nothing. Errors: 400 for what can't be parsed.
@@ -51,17 +82,32 @@ pub fn peek_gvk(body: &[u8], media: Media) -> Result<Gvk, Status> {
 
 fn peek(body: &[u8], media: Media) -> Result<Gvk, String> {
     let meta = match media {
-        Media::Json => serde_json::from_slice(body)
-            .map_err(|e| format!("couldn't get version/kind; json parse error: {}", go_syntax_error(body, &e)))?,
+        Media::Json => json_meta(body)?,
         Media::Yaml => yaml(body, |d| TypeMeta::deserialize(d)).map_err(|e| format!("error converting YAML to JSON: {e}"))?,
         Media::Protobuf => {
             let (api_version, kind) = protobuf::type_meta(body)?;
-            TypeMeta { api_version: Some(api_version), kind: Some(kind) }
+            TypeMeta { api_version: api_version.into(), kind: kind.into() }
         }
     };
-    let api_version = meta.api_version.unwrap_or_default();
-    let (group, version) = api::key::parse_api_version(&api_version);
-    Ok(Gvk::new(group, version, meta.kind.unwrap_or_default()))
+    meta.gvk()
+}
+
+fn json_meta(body: &[u8]) -> Result<TypeMeta, String> {
+    let syntax = |e: serde_json::Error| format!("{JSON_ERROR}{}", go_syntax_error(body, &e));
+    let other = match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => "array",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "bool",
+        Some(b'-' | b'0'..=b'9') => "number",
+        _ => return serde_json::from_slice::<Option<TypeMeta>>(body).map(Option::unwrap_or_default).map_err(syntax),
+    };
+    serde_json::from_slice::<IgnoredAny>(body).map_err(syntax)?;
+    Err(no_meta(other))
+}
+
+fn no_meta(found: &str) -> String {
+    let meta = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    format!("{JSON_ERROR}json: cannot unmarshal {found} into Go value of type {meta}")
 }
 
 /// The body as an object of kind `expected`, normalized, with `apiVersion` and `kind` set; and warnings.
@@ -82,15 +128,21 @@ pub fn decode_as_written(body: &[u8], media: Media, expected: &Gvk, validation: 
     let t = lookup(expected).ok_or_else(|| Status::bad_request(not_registered(expected)))?;
     check_kind(&said, expected)?;
     let mut walk = Walk::default();
-    let parsed = match media {
-        Media::Json => {
-            let mut source = serde_json::Deserializer::from_slice(body);
-            walk.object(&mut source, t).map_err(|e| go_syntax_error(body, &e))
-        }
-        Media::Yaml => yaml(body, |d| walk.object(d, t)),
-        Media::Protobuf => protobuf::decode(body, t),
-    };
+    let parsed = walk.read(body, media, t);
     walk.finish(parsed, expected, validation)
+}
+
+/// The options in a request's body. Errors: the bare reason; upstream puts it into no envelope.
+pub fn decode_options(body: &[u8], media: Media, expected: &Gvk) -> Result<Value, String> {
+    let said = peek(body, media)?;
+    let t = lookup(expected).ok_or_else(|| not_registered(expected))?;
+    if let Some((_, why)) = misfit(&said, expected) {
+        return Err(why);
+    }
+    let mut walk = Walk::default();
+    let options = walk.read(body, media, t)?;
+    walk.verdict(FieldValidation::Ignore)?;
+    Ok(options)
 }
 
 /// The same for an object that is a tree already (a patch's result).
@@ -120,13 +172,30 @@ fn cannot_handle(gvk: &Gvk, why: impl fmt::Display) -> Status {
 /// The one old version still taken: kubectl of before 1.22 drains with it.
 const OLD_EVICTION: (&str, &str, &str) = ("policy", "v1beta1", "Eviction");
 
+fn is_old_eviction(said: &Gvk, expected: &Gvk) -> bool {
+    (said.group.as_str(), said.version.as_str(), expected.kind.as_str()) == OLD_EVICTION
+}
+
 /// What the body leaves out is taken from the request; what it says must fit.
 fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
     let anywhere = lookup(&Gvk::new("meta.k8s.io", "v1", &expected.kind)).is_some();
-    let also = (said.group.as_str(), said.version.as_str(), expected.kind.as_str()) == OLD_EVICTION;
-    let version_fits = said.version.is_empty() || anywhere || also || (&said.group, &said.version) == (&expected.group, &expected.version);
-    let kind_fits = said.kind.is_empty() || said.kind == expected.kind;
-    if !kind_fits {
+    let version_fits = said.version.is_empty() || anywhere || is_old_eviction(said, expected) || (&said.group, &said.version) == (&expected.group, &expected.version);
+    if let Some((full, why)) = misfit(said, expected) {
+        let version = go_quote(&full.version);
+        return Err(Status::bad_request(format!("{} in version {version} cannot be handled as a {}: {why}", full.kind, expected.kind)));
+    }
+    if !version_fits {
+        let (said, expected) = (said.api_version(), expected.api_version());
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({said}) does not match the expected API version ({expected})"
+        )));
+    }
+    Ok(())
+}
+
+/// What the body says it is, if that is no `expected` in any version, and why.
+fn misfit(said: &Gvk, expected: &Gvk) -> Option<(Gvk, String)> {
+    if !said.kind.is_empty() && said.kind != expected.kind {
         let version = if said.version.is_empty() { &expected.version } else { &said.version };
         let full = Gvk::new(&said.group, version, &said.kind);
         let why = match lookup(&full) {
@@ -136,24 +205,22 @@ fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
                 format!("converting ({}.{}) to ({internal}.{}): unknown conversion", full.version, full.kind, expected.kind)
             }
         };
-        return Err(Status::bad_request(format!(
-            "{} in version {} cannot be handled as a {}: {why}",
-            full.kind,
-            go_quote(&full.version),
-            expected.kind
-        )));
+        return Some((full, why));
     }
-    if !version_fits {
-        let full = Gvk::new(&said.group, &said.version, &expected.kind);
-        if lookup(&full).is_none() {
-            return Err(cannot_handle(&full, not_registered(&full)));
-        }
-        let (said, expected) = (said.api_version(), expected.api_version());
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({said}) does not match the expected API version ({expected})"
-        )));
-    }
-    Ok(())
+    let full = Gvk::new(&said.group, &said.version, &expected.kind);
+    let anywhere = Gvk::new("meta.k8s.io", "v1", &expected.kind);
+    let known = said.version.is_empty() || is_old_eviction(said, expected) || [&full, &anywhere].iter().any(|gvk| lookup(gvk).is_some());
+    (!known).then(|| (full.clone(), not_registered(&full)))
+}
+
+/// A patch may not make of an object another kind. Errors: why the patched one is not `expected`.
+pub(crate) fn check_patched_kind(object: &Value, expected: &Gvk) -> Result<(), String> {
+    let Value::Object(fields) = object else {
+        return Err(no_meta(json_type(object)));
+    };
+    let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+    let said = TypeMeta { api_version: field("apiVersion"), kind: field("kind") }.gvk()?;
+    misfit(&said, expected).map_or(Ok(()), |(_, why)| Err(why))
 }
 
 /// The body's beginning, as upstream shows it.
@@ -287,6 +354,19 @@ impl Walk {
         Seed { walk: self, kind: Kind::Struct(index as u16), owner: "", go: t.go }.deserialize(source)
     }
 
+    fn read(&mut self, body: &[u8], media: Media, t: &'static Type) -> Result<Value, String> {
+        let parsed = match media {
+            Media::Json => {
+                let mut source = serde_json::Deserializer::from_slice(body);
+                self.object(&mut source, t).map_err(|e| go_syntax_error(body, &e))
+            }
+            Media::Yaml => yaml(body, |d| self.object(d, t)),
+            Media::Protobuf => protobuf::decode(body, t),
+        };
+        // `null` is an object with nothing in it.
+        parsed.map(|value| if value.is_null() && self.type_error.is_none() { Value::Object(Map::new()) } else { value })
+    }
+
     fn finish(self, parsed: Result<Value, String>, gvk: &Gvk, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
         let mut object = parsed.map_err(|e| cannot_handle(gvk, e))?;
         let warnings = self.verdict(validation).map_err(|e| cannot_handle(gvk, e))?;
@@ -378,7 +458,20 @@ impl Seed<'_> {
         Value::Null
     }
 
+    /// apimachinery's converter does as Go's conversions do: what does not fit loses its upper bits.
+    fn converted(&self, number: i128) -> Option<Value> {
+        let wide = i64::try_from(number).unwrap_or(i64::MIN);
+        match self.kind {
+            Kind::Int32 if self.walk.words == Words::Converter => Some(Value::from(wide as i32)),
+            Kind::Int64 if self.walk.words == Words::Converter => Some(Value::from(wide)),
+            _ => None,
+        }
+    }
+
     fn integer(self, number: i128) -> Value {
+        if let Some(value) = self.converted(number) {
+            return value;
+        }
         let fits = match self.kind {
             Kind::Int32 => i32::try_from(number).is_ok(),
             Kind::Int64 => i64::try_from(number).is_ok(),
@@ -454,6 +547,11 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        if value.fract() == 0.0
+            && let Some(value) = self.converted(value as i128)
+        {
+            return Ok(value);
+        }
         Ok(match self.kind {
             Kind::Float64 => scalar::float(value),
             Kind::Raw => Value::from(value),
@@ -610,6 +708,18 @@ mod tests {
             (
                 r#"{"kind":"Deployment","apiVersion":"apps/v9"}"#,
                 "Deployment in version \"v9\" cannot be handled as a Deployment: no kind \"Deployment\" is registered for version \"apps/v9\" in scheme \"k8s.io/kubernetes/pkg/api/legacyscheme/scheme.go:30\"".to_owned(),
+            ),
+            (
+                "[]",
+                "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; json parse error: json: cannot unmarshal array into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" } (5b5d)".to_owned(),
+            ),
+            (
+                r#"{"kind":5}"#,
+                "the object provided is unrecognized (must be of type Deployment): couldn't get version/kind; json parse error: json: cannot unmarshal number into Go struct field .kind of type string ({\"kind\":5})".to_owned(),
+            ),
+            (
+                r#"{"apiVersion":"a/b/c"}"#,
+                "the object provided is unrecognized (must be of type Deployment): unexpected GroupVersion string: a/b/c ({\"apiVersion\":\"a/b/c\"})".to_owned(),
             ),
             (
                 r#"{"kind":"Deployment""#,

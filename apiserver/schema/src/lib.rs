@@ -15,7 +15,7 @@ mod protobuf;
 mod scalar;
 pub mod types;
 
-pub use decode::{FieldValidation, Media, decode, decode_as_written, decode_value, peek_gvk};
+pub use decode::{FieldValidation, Media, decode, decode_as_written, decode_options, decode_value, peek_gvk};
 pub use defaults::default;
 pub use normalize::normalize;
 pub use protobuf::{encode as encode_protobuf, list as protobuf_list, message_of, watch_event};

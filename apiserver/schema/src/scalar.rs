@@ -56,7 +56,7 @@ pub fn float(value: f64) -> Value {
 }
 
 pub fn quantity(text: &str) -> Result<String, String> {
-    text.parse::<Quantity>().map(|q| q.to_string()).map_err(|e| e.to_string())
+    text.trim_matches(' ').parse::<Quantity>().map(|q| q.to_string()).map_err(|e| e.to_string())
 }
 
 /// Go does not look at the bits that are left over at the end.

@@ -16,7 +16,7 @@ use super::{App, Call, authorize, read};
 use crate::registry::delete::Deleted;
 use crate::registry::patch::{Patch, PatchType};
 use crate::registry::record::{self, Record};
-use crate::registry::write::{Change, Part, replacement, to_storage};
+use crate::registry::write::{Change, Part, check_name, check_namespace, replacement, to_storage};
 use crate::registry::{Target, WriteOptions, scale, tree};
 
 /// Another client may create or delete the object while it is being applied.
@@ -80,6 +80,9 @@ async fn create_subresource(app: &App, call: &Call, target: &Target) -> Result<A
     let served = sub.served.as_ref().ok_or_else(Status::method_not_allowed)?;
     let options = call.write_options("CreateOptions")?;
     let body = call.decode(&gvk_of(served))?;
+    if matches!(served.kind, "Binding" | "Eviction") && tree::text(&body, "/metadata/name") != target.key.name {
+        return Err(Status::bad_request(format!("name in URL does not match name in {} object", served.kind)));
+    }
     match target.subresource.as_str() {
         "binding" => {
             app.registry.bind(&call.caller, target, &body, &options).await?;
@@ -118,7 +121,7 @@ fn with_spec(mut body: Value) -> Value {
 pub async fn update(app: &App, call: &Call, target: &Target) -> Result<Answer, Status> {
     let (registry, options) = (&app.registry, call.write_options("UpdateOptions")?);
     if target.subresource == "scale" {
-        let body = call.decode(&scale::gvk())?;
+        let body = named_scale(target, call.decode(&scale::gvk())?)?;
         return rescale(app, call, target, &options, &|old| scale::rescale(target, old, |_| Ok(body.clone()))).await;
     }
     let object = replacement(target, call.decode(&target.gvk())?)?;
@@ -239,7 +242,14 @@ fn patch_scale(call: &Call, patch: &Patch<'_>, target: &Target, old: &Value) -> 
             return Ok(to_storage(target, patch.lay_over(&call.caller, target, Some(&live), &configuration)?));
         }
     };
-    scale::rescale(target, old, |scale| patch.change(&call.caller, how, &scale::gvk(), &scale))
+    scale::rescale(target, old, |scale| named_scale(target, patch.change(&call.caller, how, &scale::gvk(), &scale)?))
+}
+
+/// A Scale of the object that the URL names.
+fn named_scale(target: &Target, mut scale: Value) -> Result<Value, Status> {
+    check_namespace(target, &mut scale)?;
+    check_name(target, &scale)?;
+    Ok(scale)
 }
 
 /// Kinds whose DELETE answers with the object. Upstream: `ReturnDeletedObject` in their stores.

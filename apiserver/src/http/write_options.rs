@@ -5,7 +5,7 @@
 use api::field::{Error, ErrorList, Path};
 use api::{GroupKind, Gvk, Status};
 use http::header::{CONTENT_TYPE, USER_AGENT};
-use schema::{FieldValidation, Media};
+use schema::FieldValidation;
 
 use super::Call;
 use super::negotiate::{self, media_type};
@@ -73,13 +73,9 @@ impl Call {
 
     fn delete_options_of_body(&self) -> Result<DeleteOptions, Status> {
         let media = negotiate::content(&self.headers)?;
-        let bad = |e: &dyn std::fmt::Display| Status::bad_request(e.to_string());
-        let value = match media {
-            Media::Protobuf => schema::decode(&self.body, media, &Gvk::new("", "v1", "DeleteOptions"), FieldValidation::Ignore)?.0,
-            Media::Json => serde_json::from_slice(&self.body).map_err(|e| bad(&e))?,
-            Media::Yaml => serde_yaml::from_str(std::str::from_utf8(&self.body).map_err(|e| bad(&e))?).map_err(|e| bad(&e))?,
-        };
-        serde_json::from_value(value).map_err(|e| bad(&e))
+        // Upstream does not call it the client's fault.
+        let options = schema::decode_options(&self.body, media, &Gvk::new("", "v1", "DeleteOptions")).map_err(Status::unclassified)?;
+        serde_json::from_value(options).map_err(|e| Status::unclassified(e.to_string()))
     }
 
     fn delete_options_of_query(&self) -> Result<DeleteOptions, Status> {

@@ -20,14 +20,14 @@ impl Registry {
         let node = text(binding, "/target/name").to_owned();
         let kind = text(binding, "/target/kind");
         if node.is_empty() {
-            return Err(binding_invalid(target, "target.name", "Required value"));
+            return Err(Status::unclassified("target.name: Required value"));
         }
         if !matches!(kind, "" | "Node") {
-            return Err(binding_invalid(
-                target,
-                "target.kind",
-                &format!("Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\""),
-            ));
+            let why = format!("target.kind: Unsupported value: {kind:?}: supported values: \"Node\", \"<empty>\"");
+            return Err(Status::unclassified(why));
+        }
+        if target.key.name.is_empty() {
+            return Err(Status::bad_request("Name parameter required."));
         }
         let wanted = text(binding, "/metadata/uid").to_owned();
         let resource = GroupResource::new("", "pods/binding");
@@ -64,10 +64,6 @@ impl Registry {
 
     /// Delete the pod if every disruption budget allows it.
     pub async fn evict(&self, caller: &Caller, target: &Target, eviction: &Value, options: &WriteOptions) -> Result<(), Status> {
-        let name = text(eviction, "/metadata/name");
-        if !name.is_empty() && name != target.key.name {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-        }
         let asked: Option<DeleteOptions> =
             eviction.get("deleteOptions").filter(|o| !o.is_null()).and_then(|o| serde_json::from_value(o.clone()).ok());
         let mut delete = asked.unwrap_or_default();
@@ -182,12 +178,6 @@ fn bump_generation(pod: &mut Value, old: &Value) {
         let generation = number(old, "/metadata/generation").unwrap_or(0) + 1;
         tree::meta(pod).insert("generation".into(), generation.into());
     }
-}
-
-fn binding_invalid(target: &Target, field: &str, message: &str) -> Status {
-    let mut status = Status::invalid(&api::GroupKind::new("", "Binding"), &target.key.name, Vec::new());
-    status.message = format!("Binding {:?} is invalid: {field}: {message}", target.key.name);
-    status.with_cause("FieldValueInvalid", field, message)
 }
 
 /// Put a condition in the place of the one of its type.

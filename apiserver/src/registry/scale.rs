@@ -60,6 +60,13 @@ pub fn rescale(target: &Target, stored: &Value, edit: impl Fn(Value) -> Result<V
     let paths = paths(target)?;
     let scale = edit(of(paths, stored))?;
     let replicas = replicas(target, &scale)?;
+    let (wanted, uid) = (tree::text(&scale, "/metadata/uid"), tree::text(stored, "/metadata/uid"));
+    if !wanted.is_empty() && wanted != uid {
+        let mut resource = target.resource();
+        resource.resource.push_str("/scale");
+        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        return Err(Status::conflict(&resource, &target.key.name, why));
+    }
     let mut object = stored.clone();
     let version = scale["metadata"].get("resourceVersion").cloned().unwrap_or(Value::Null);
     tree::meta(&mut object).insert("resourceVersion".into(), version);

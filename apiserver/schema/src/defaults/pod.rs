@@ -105,10 +105,16 @@ fn is_reference(image: &str) -> bool {
     };
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let tag_fits = tag.is_none_or(|tag| tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || ".-".contains(c)));
-    let path = match name.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path,
-        _ => name,
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+        _ => ("localhost", name),
     };
+    let (host, port) = host.split_once(':').unwrap_or((host, "0"));
+    let host_fits = host.split('.').all(|label| {
+        let edge = |c: char| c.is_ascii_alphanumeric();
+        label.starts_with(edge) && label.ends_with(edge) && label.chars().all(|c| edge(c) || c == '-')
+    });
+    let port_fits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     let part_fits = |part: &str| {
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         part.starts_with(plain)
@@ -117,7 +123,7 @@ fn is_reference(image: &str) -> bool {
             && !part.contains("..")
             && !part.contains("___")
     };
-    tag_fits && name.len() <= LONGEST && path.split('/').all(part_fits)
+    tag_fits && host_fits && port_fits && name.len() <= LONGEST && path.split('/').all(part_fits)
 }
 
 fn probe(probe: &mut Value) {

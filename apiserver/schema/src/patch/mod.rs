@@ -2,6 +2,7 @@
 //!
 //! Upstream: `apiserver/pkg/endpoints/handlers/patch.go`; codes and messages are its own.
 
+mod json;
 pub mod strategic;
 
 use api::key::{GroupKind, Gvk};
@@ -17,19 +18,17 @@ use strategic::{FieldShape, PatchError, Shape};
 const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. Errors: 400 for what is no JSON patch, 413 for too many operations, 422 for one that does not apply.
-pub fn json(object: &mut Value, patch: Value) -> Result<(), Status> {
+pub fn json(object: &mut Value, patch: &Value) -> Result<(), Status> {
     let operations = patch.as_array().map(Vec::as_slice).unwrap_or_default();
-    if let Some(other) = operations.iter().find(|operation| !operation.is_object()) {
-        let message = format!("json: cannot unmarshal {} into Go value of type jsonpatch.Operation", json_type(other));
-        return Err(Status::bad_request(message));
+    if let Some(other) = operations.iter().find(|operation| !operation.is_object() && !operation.is_null()) {
+        let why = format!("json: cannot unmarshal {} into Go value of type jsonpatch.Operation", decode::json_type(other));
+        return Err(Status::bad_request(why));
     }
     let count = operations.len();
     if count > MAX_OPERATIONS {
         return Err(Status::too_large(format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}")));
     }
-    // An operation that nobody knows is found out when it is to be applied.
-    let patch: json_patch::Patch = serde_json::from_value(patch).map_err(|_| unprocessable())?;
-    json_patch::patch(object, &patch).map_err(|_| unprocessable())
+    json::apply(object, operations).ok_or_else(unprocessable)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,32 +58,28 @@ pub fn apply(
     }
     let mut patched = object.clone();
     if patch_type == PatchType::Json {
-        json(&mut patched, patch)?;
+        json(&mut patched, &patch)?;
         noted.iter_mut().for_each(|fault| *fault = format!("json patch {fault}"));
     } else {
         json_patch::merge(&mut patched, &patch);
     }
     // What kubectl shows as the bad value is the whole patched document.
     let document = patched.clone();
-    decode::check_patched(patched, gvk, Words::Json, noted, validation).map_err(|why| invalid(document.to_string(), why))
-}
-
-/// As Go's decoder names what it found.
-fn json_type(value: &Value) -> &'static str {
-    match value {
-        Value::Object(_) => "object",
-        Value::Array(_) => "array",
-        Value::String(_) => "string",
-        Value::Bool(_) => "bool",
-        Value::Number(_) | Value::Null => "number",
+    decode::check_patched_kind(&patched, gvk).map_err(|why| invalid(document.to_string(), why))?;
+    if patched["apiVersion"].as_str().is_none_or(|version| version.trim_matches('/').is_empty()) {
+        // Upstream decodes what names no version as its own internal one, in which the metadata has no place.
+        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+        let why = format!("the name of the object ({name} based on URL) was undeterminable: name must be provided");
+        return Err(Status::bad_request(why));
     }
+    decode::check_patched(patched, gvk, Words::Json, noted, validation).map_err(|why| invalid(document.to_string(), why))
 }
 
 /// A JSON patch is a list, the others are objects.
 fn of_form(read: (Value, Vec<String>), patch_type: PatchType) -> Result<(Value, Vec<String>), String> {
     let found = match (&read.0, patch_type) {
         (Value::Array(_), PatchType::Json) | (Value::Object(_) | Value::Null, PatchType::Merge | PatchType::Strategic) => return Ok(read),
-        (other, _) => json_type(other),
+        (other, _) => decode::json_type(other),
     };
     let go = if patch_type == PatchType::Json { "[]interface {}" } else { "map[string]interface {}" };
     Err(format!("json: cannot unmarshal {found} into Go value of type {go}"))
@@ -112,7 +107,7 @@ pub(crate) fn go_map(value: &Value) -> String {
     }
 }
 
-/// Strategic merge patch, for built-in kinds. Errors: 400 for a malformed patch, 415 for a kind without a schema.
+/// Strategic merge patch, for built-in kinds. Errors: 400 for a malformed patch, 422 and 500 for one that does not fit, as upstream.
 pub fn strategic(gvk: &Gvk, original: &Value, patch: &Value) -> Result<Value, Status> {
     let (Value::Object(original), Value::Object(changes)) = (original, patch) else {
         return Err(Status::bad_request("error decoding patch: Invalid JSON document"));
@@ -148,10 +143,9 @@ fn unprocessable() -> Status {
 impl From<PatchError> for Status {
     fn from(error: PatchError) -> Status {
         match error {
-            PatchError::Internal(_) => Status::internal(error),
-            // Upstream has no code for it.
-            PatchError::NoMergeKey { .. } => Status::unclassified(error.to_string()),
-            _ => Status::bad_request(error.to_string()),
+            PatchError::PrimitiveList | PatchError::RetainKeys | PatchError::ElementOrder => Status::bad_request(error.to_string()),
+            PatchError::ListOfLists => unprocessable(),
+            PatchError::NoMergeKey { .. } | PatchError::Other(_) => Status::unclassified(error.to_string()),
         }
     }
 }
@@ -164,7 +158,7 @@ mod tests {
 
     fn refused(patch_type: PatchType, body: &str) -> (u16, String) {
         let gvk = Gvk::new("apps", "v1", "Deployment");
-        let live = json!({"spec": {"replicas": 1}});
+        let live = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {"replicas": 1}});
         let error = apply(&gvk, &live, patch_type, body.as_bytes(), FieldValidation::Strict).unwrap_err();
         (error.code, error.message)
     }
@@ -198,8 +192,18 @@ mod tests {
                 refused(PatchType::Merge, r#"{"spec":{"replicas":"x"}}"#),
                 422,
                 format!(
-                    r#"{head}"{{\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#
+                    r#"{head}"{{\"apiVersion\":\"apps/v1\",\"kind\":\"Deployment\",\"metadata\":{{\"name\":\"web\"}},\"spec\":{{\"replicas\":\"x\"}}}}": json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"#
                 ),
+            ),
+            (
+                refused(PatchType::Merge, r#"{"apiVersion":null}"#),
+                400,
+                "the name of the object (web based on URL) was undeterminable: name must be provided".to_owned(),
+            ),
+            (
+                refused(PatchType::Json, r#"[{"op":"replace","path":"","value":{"apiVersion":"v1","kind":"Pod"}}]"#),
+                422,
+                format!(r#"{head}"{{\"apiVersion\":\"v1\",\"kind\":\"Pod\"}}": converting (v1.Pod) to (apps.Deployment): unknown conversion"#),
             ),
             (strategic("{"), 400, "unexpected end of JSON input".to_owned()),
             (refused(PatchType::Merge, "{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
@@ -228,7 +232,7 @@ mod tests {
     fn a_good_patch_gives_a_whole_object() {
         let gvk = Gvk::new("apps", "v1", "Deployment");
         let (object, warnings) =
-            apply(&gvk, &json!({"spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
+            apply(&gvk, &json!({"apiVersion": "apps/v1", "spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
         assert_eq!(object["spec"]["paused"], true);
         assert_eq!(object["kind"], "Deployment");
         assert_eq!(warnings, [r#"unknown field "spec.x""#]);

@@ -5,8 +5,10 @@
 
 use std::cmp::Ordering;
 
-use api::field::go_quote;
 use serde_json::{Map, Value};
+
+use super::go_map;
+use crate::decode::json_type;
 
 type Object = Map<String, Value>;
 
@@ -39,7 +41,7 @@ impl<S> Default for FieldShape<S> {
     }
 }
 
-/// Why a patch can't be applied; all but [`Internal`](PatchError::Internal) are the client's fault: 400, but 500 for a missing merge key.
+/// Why a patch can't be applied. Which are the client's fault is upstream's choice (`interpretStrategicMergePatchError`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PatchError {
     #[error("invalid patch format of primitive list")]
@@ -48,12 +50,12 @@ pub enum PatchError {
     RetainKeys,
     #[error("invalid patch format of setElementOrder list")]
     ElementOrder,
-    #[error("unknown patch type found: {0}")]
-    UnknownDirective(String),
+    #[error("lists of lists are not supported")]
+    ListOfLists,
     #[error("map: {item} does not contain declared merge key: {key}")]
     NoMergeKey { item: String, key: String },
     #[error("{0}")]
-    Internal(String),
+    Other(String),
 }
 
 type Result<T> = std::result::Result<T, PatchError>;
@@ -109,7 +111,7 @@ fn map_directive(directive: &Value, patch: &Object) -> Result<Object> {
             Ok(replacement)
         }
         Some("delete") => Ok(Object::new()),
-        _ => Err(PatchError::UnknownDirective(show(directive))),
+        _ => Err(unknown_directive(directive, patch)),
     }
 }
 
@@ -183,17 +185,30 @@ fn check_order(order: &[Value], patch: &[Value], merge_key: &str) -> Result<()> 
 
 fn merge_list<S: Shape>(original: Vec<Value>, patch: Vec<Value>, field: FieldShape<S>, is_delete_list: bool) -> Result<Vec<Value>> {
     let Some(first) = original.first().or(patch.first()) else { return Ok(original) };
+    alike(first, &original, &patch)?;
     if !first.is_object() {
         return merge_scalars(original, patch, is_delete_list);
     }
     if field.merge_key.is_empty() {
-        return Err(PatchError::Internal("cannot merge lists without merge key".to_owned()));
+        return Err(PatchError::Other("cannot merge lists without merge key".to_owned()));
     }
     let server_order = original.clone();
     let (original, patch) = list_directives(original, patch, field.merge_key)?;
     let merged = merge_objects(original, &patch, field)?;
     let (listed, server_only) = merged.into_iter().partition(|item| position(&patch, item, field.merge_key).is_some());
     Ok(in_order(listed, server_only, &patch, &server_order, field.merge_key))
+}
+
+/// The elements of both lists are of one type, and that is not a list.
+fn alike(first: &Value, original: &[Value], patch: &[Value]) -> Result<()> {
+    if first.is_array() {
+        return Err(PatchError::ListOfLists);
+    }
+    if original.iter().chain(patch).all(|item| json_type(item) == json_type(first)) {
+        return Ok(());
+    }
+    let lists = go_map(&Value::Array(vec![original.to_vec().into(), patch.to_vec().into()]));
+    Err(PatchError::Other(format!("list element types are not identical: {lists}")))
 }
 
 fn merge_scalars(original: Vec<Value>, patch: Vec<Value>, is_delete_list: bool) -> Result<Vec<Value>> {
@@ -224,7 +239,7 @@ fn list_directives(mut original: Vec<Value>, patch: Vec<Value>, merge_key: &str)
                 original.retain(|known| known.get(merge_key) != Some(key));
             }
             Some((Some("replace"), _)) => replace = true,
-            Some((_, directive)) => return Err(PatchError::UnknownDirective(show(directive))),
+            Some((_, directive)) => return Err(unknown_directive(directive, item.as_object().unwrap_or(&Object::new()))),
         }
     }
     Ok(if replace { (rest, Vec::new()) } else { (original, rest) })
@@ -280,10 +295,13 @@ fn clean(value: Value) -> Result<Value> {
 }
 
 fn clean_map(mut map: Object) -> Result<Object> {
-    match map.remove(DIRECTIVE).as_ref().map(|directive| (directive.as_str(), directive)) {
-        None | Some((Some("replace" | "merge"), _)) => {}
-        Some((Some("delete"), _)) => return Ok(Object::new()),
-        Some((_, other)) => return Err(PatchError::UnknownDirective(show(other))),
+    match map.remove(DIRECTIVE) {
+        None => {}
+        Some(directive) => match directive.as_str() {
+            Some("replace" | "merge") => {}
+            Some("delete") => return Ok(Object::new()),
+            _ => return Err(unknown_directive(&directive, &map)),
+        },
     }
     let mut cleaned = Object::new();
     for (key, value) in map {
@@ -304,11 +322,11 @@ fn clean_element(item: Value) -> Result<Option<Value>> {
 }
 
 fn no_merge_key(item: &Value, key: &str) -> PatchError {
-    PatchError::NoMergeKey { item: super::go_map(item), key: key.to_owned() }
+    PatchError::NoMergeKey { item: go_map(item), key: key.to_owned() }
 }
 
-fn show(directive: &Value) -> String {
-    directive.as_str().map_or_else(|| directive.to_string(), go_quote)
+fn unknown_directive(directive: &Value, map: &Object) -> PatchError {
+    PatchError::Other(format!("unknown patch type: {} in map: {}", go_map(directive), go_map(&Value::Object(map.clone()))))
 }
 
 #[cfg(test)]
@@ -409,8 +427,10 @@ mod tests {
         let keep = merged(json!({}), json!({"$retainKeys": ["a"], "b": 1}));
         assert_eq!(keep, Err(PatchError::RetainKeys));
         let directive = merged(json!({}), json!({"$patch": "explode"}));
-        assert_eq!(directive.unwrap_err().to_string(), r#"unknown patch type found: "explode""#);
+        assert_eq!(directive.unwrap_err().to_string(), "unknown patch type: explode in map: map[$patch:explode]");
         let no_key = merged(json!({"containers": [{"name": "a"}]}), json!({"containers": [{"image": "x"}]}));
-        assert_eq!(no_key.unwrap_err().to_string(), "map: map[image:x] does not contain declared merge key: name");
+        assert_eq!(no_key.unwrap_err().to_string(), r#"map: map[image:x] does not contain declared merge key: name"#);
+        let lists = merged(json!({"containers": [{"name": "a"}]}), json!({"containers": [5]}));
+        assert_eq!(lists.unwrap_err().to_string(), "list element types are not identical: [[map[name:a]] [5]]");
     }
 }

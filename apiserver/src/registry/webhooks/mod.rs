@@ -171,7 +171,7 @@ impl Registry {
         }
         let api_version = text(object, "/apiVersion").to_owned();
         let mut patched = convert(object.clone(), &invocation.form.api_version());
-        schema::patch::json(&mut patched, serde_json::from_slice(&patch).map_err(Status::internal)?).map_err(Status::internal)?;
+        schema::patch::json(&mut patched, &serde_json::from_slice(&patch).map_err(Status::internal)?).map_err(Status::internal)?;
         let gvk = write.target.storage().storage_gvk();
         let patched = convert(patched, &api_version);
         let (mut patched, _) = schema::decode_value(patched, &gvk, FieldValidation::Ignore).map_err(Status::internal)?;
