@@ -77,12 +77,18 @@ fn autoscaler_to_v1(object: &mut Value) {
             annotations.push((annotation, value));
         }
     }
+    if object["status"].is_object() && !is_set(object, "/status/currentReplicas") {
+        set(child(object, "status"), "currentReplicas", json!(0));
+    }
     for (name, value) in annotations {
         set(child(child(object, "metadata"), "annotations"), name, json!(value.to_string()));
     }
 }
 
 fn autoscaler_to_v2(object: &mut Value) {
+    if object["status"]["currentReplicas"] == json!(0) {
+        remove(&mut object["status"], "currentReplicas");
+    }
     for (part, field, side, cpu_field, annotation) in [
         ("spec", "metrics", "target", "targetCPUUtilizationPercentage", METRICS),
         ("status", "currentMetrics", "current", "currentCPUUtilizationPercentage", CURRENT_METRICS),

@@ -158,7 +158,8 @@ fn validate_owner(owner: &Value, path: &Path) -> ErrorList {
     let mut errors = Vec::new();
     let api_version = text(owner, "/apiVersion");
     let (group, version) = api::key::parse_api_version(api_version);
-    if version.is_empty() {
+    // What is no apiVersion has no version.
+    if version.is_empty() || version.contains('/') {
         errors.push(Error::invalid(&path.child("apiVersion"), api_version, "version must not be empty"));
     }
     for (field, what) in [("kind", "kind must not be empty"), ("name", "name must not be empty"), ("uid", "uid must not be empty")] {

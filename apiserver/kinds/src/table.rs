@@ -61,6 +61,7 @@ const POD_FIELDS: &[Selectable] = &[
     field("spec.hostNetwork", &["spec.hostNetwork"], "false"),
     field("status.phase", &["status.phase"], ""),
     field("status.podIP", &["status.podIP"], ""),
+    field("status.podIPs", &["status.podIPs"], ""),
     field("status.nominatedNodeName", &["status.nominatedNodeName"], ""),
 ];
 const EVENT_FIELDS: &[Selectable] = &[
@@ -205,8 +206,8 @@ pub static KINDS: &[Kind] = &[
     Kind::namespaced("discovery.k8s.io", V1, "EndpointSlice", "endpointslice", "endpointslices").columns(c::network::ENDPOINT_SLICE).generation().strategy(&s::endpoints::EndpointSlice),
 
     // flowcontrol.apiserver.k8s.io
-    Kind::cluster(FLOWCONTROL, V1, "FlowSchema", "flowschema", "flowschemas").sub(STATUS).columns(c::policy::FLOW_SCHEMA).generation().conditional_update().strategy(&s::flow::FlowSchema),
-    Kind::cluster(FLOWCONTROL, V1, "PriorityLevelConfiguration", "prioritylevelconfiguration", "prioritylevelconfigurations").sub(STATUS).columns(c::policy::PRIORITY_LEVEL).generation().conditional_update().strategy(&s::flow::PriorityLevel),
+    Kind::cluster(FLOWCONTROL, V1, "FlowSchema", "flowschema", "flowschemas").sub(STATUS).columns(c::policy::FLOW_SCHEMA).generation().strategy(&s::flow::FlowSchema),
+    Kind::cluster(FLOWCONTROL, V1, "PriorityLevelConfiguration", "prioritylevelconfiguration", "prioritylevelconfigurations").sub(STATUS).columns(c::policy::PRIORITY_LEVEL).generation().strategy(&s::flow::PriorityLevel),
 ];
 
 pub fn by_gvr(gvr: &Gvr) -> Option<&'static Kind> {

@@ -333,18 +333,108 @@ fn known_terms(path: &Path, schema: &Value) -> ErrorList {
             errors.push(Error::forbidden(&path.child(name), format!("{name} is not supported")));
         }
     }
+    if schema.get("x-kubernetes-preserve-unknown-fields") == Some(&json!(false)) {
+        errors.push(Error::invalid(&path.child("x-kubernetes-preserve-unknown-fields"), false, "must be true or undefined"));
+    }
+    if let Some(map_type) = schema.get("x-kubernetes-map-type").and_then(Value::as_str) {
+        errors.extend(has_type(path, schema, "object", "must be object if x-kubernetes-map-type is specified"));
+        errors.extend(one_of(&path.child("x-kubernetes-map-type"), Some(map_type), &["atomic", "granular"]));
+    }
+    errors.extend(list_terms(path, schema));
+    errors
+}
+
+fn has_type(path: &Path, schema: &Value, wanted: &str, why: &str) -> Option<Error> {
+    let path = path.child("type");
+    match text(schema, "/type") {
+        "" => Some(Error::required(&path, why)),
+        kind => (kind != wanted).then(|| Error::invalid(&path, kind, why)),
+    }
+}
+
+/// What makes of a list a set, or a map by some of its items' fields.
+fn list_terms(path: &Path, schema: &Value) -> ErrorList {
     let list_type = schema.get("x-kubernetes-list-type").and_then(Value::as_str);
-    let at = path.child("x-kubernetes-list-type");
-    errors.extend(optional_one_of(&at, list_type, &["atomic", "map", "set"]));
-    let keys = list(schema, "/x-kubernetes-list-map-keys");
-    let at = path.child("x-kubernetes-list-map-keys");
-    match list_type {
-        Some("map") if keys.is_empty() => errors.push(Error::required(&at, "must not be empty if x-kubernetes-list-type is map")),
-        Some("map") => {}
-        _ if !keys.is_empty() => {
-            errors.push(Error::required(&path.child("x-kubernetes-list-type"), "must be map if x-kubernetes-list-map-keys is non-empty"))
+    let (type_path, keys_path) = (path.child("x-kubernetes-list-type"), path.child("x-kubernetes-list-map-keys"));
+    let (items, items_path) = (&schema["items"], path.child("items"));
+    let keys: Vec<&str> = list(schema, "/x-kubernetes-list-map-keys").iter().filter_map(Value::as_str).collect();
+    let mut errors = Vec::new();
+    if list_type.is_some() {
+        errors.extend(has_type(path, schema, "array", "must be array if x-kubernetes-list-type is specified"));
+    }
+    if list_type == Some("set") && errors.is_empty() {
+        let (inner, default) = match text(items, "/type") {
+            "array" => ("x-kubernetes-list-type", "atomic"),
+            "object" => ("x-kubernetes-map-type", "granular"),
+            _ => ("", "atomic"),
+        };
+        if items.get(inner).and_then(Value::as_str).unwrap_or(default) != "atomic" {
+            let value = items.get("x-kubernetes-list-type").cloned().unwrap_or_default();
+            errors.push(Error::invalid(&items_path.child(inner), value, "must be atomic as item of a list with x-kubernetes-list-type=set"));
         }
+    }
+    errors.extend(optional_one_of(&type_path, list_type, &["atomic", "map", "set"]));
+    let detail = "must be map if x-kubernetes-list-map-keys is non-empty";
+    match list_type {
+        None if !keys.is_empty() => errors.push(Error::required(&type_path, detail)),
+        Some(other) if other != "map" && !keys.is_empty() => errors.push(Error::invalid(&type_path, other, detail)),
         _ => {}
+    }
+    if list_type == Some("map") {
+        if keys.is_empty() {
+            errors.push(Error::required(&keys_path, "must not be empty if x-kubernetes-list-type is map"));
+        }
+        errors.extend(map_items(items, &items_path, &keys, &keys_path));
+    }
+    if matches!(list_type, Some("map" | "set")) && flag(items, "/nullable") {
+        let detail = format!("cannot be nullable when x-kubernetes-list-type is {}", list_type.unwrap_or_default());
+        errors.push(Error::forbidden(&items_path.child("nullable"), detail));
+    }
+    if list_type == Some("map") {
+        errors.extend(keys.iter().flat_map(|key| key_is_given(items, &items_path, key)));
+    }
+    errors
+}
+
+/// The items of a list that is a map are objects, and have the keys as scalars.
+fn map_items(items: &Value, path: &Path, keys: &[&str], keys_path: &Path) -> ErrorList {
+    if !items.is_object() {
+        return vec![Error::required(path, "must have a schema if x-kubernetes-list-type is map")];
+    }
+    let kind = text(items, "/type");
+    if kind != "object" {
+        let detail = "must be object if parent array's x-kubernetes-list-type is map";
+        return vec![Error::invalid(&path.child("type"), kind, detail)];
+    }
+    let mut errors = Vec::new();
+    for (index, key) in keys.iter().enumerate() {
+        match items["properties"].get(key) {
+            Some(property) if matches!(text(property, "/type"), "array" | "object") => {
+                let detail = "must be a scalar type if parent array's x-kubernetes-list-type is map";
+                errors.push(Error::invalid(&path.child("properties").key(key).child("type"), kind, detail));
+            }
+            Some(_) => {}
+            None => errors.push(Error::invalid(keys_path, json!(keys), "entries must all be names of item properties")),
+        }
+        if keys[..index].contains(key) {
+            errors.push(Error::invalid(keys_path, json!(keys), "must not contain duplicate entries"));
+        }
+    }
+    errors
+}
+
+/// A key is required or has a default, and is never null.
+fn key_is_given(items: &Value, path: &Path, key: &str) -> ErrorList {
+    let Some(property) = items["properties"].get(key) else { return Vec::new() };
+    let path = path.child("properties").key(key);
+    let mut errors = Vec::new();
+    if !list(items, "/required").iter().any(|name| name == key) && !is_set(property, "/default") {
+        let detail = "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property";
+        errors.push(Error::required(&path.child("default"), detail));
+    }
+    if flag(property, "/nullable") {
+        let detail = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+        errors.push(Error::forbidden(&path.child("nullable"), detail));
     }
     errors
 }

@@ -142,9 +142,9 @@ fn partition(path: &Path, source: &Value) -> ErrorList {
 fn iscsi_name(path: &Path, name: &str, prefixes: &str) -> ErrorList {
     static FORMS: LazyLock<[(&str, Option<Regex>); 3]> = LazyLock::new(|| {
         [
-            ("iqn", Regex::new(r"^iqn\.\d{4}-\d{2}\.([[:alnum:]-.]+)(:[^,;*&$|\s]+)$").ok()),
-            ("eui", Regex::new(r"^eui.[[:alnum:]]{16}$").ok()),
-            ("naa", Regex::new(r"^naa.[[:alnum:]]{32}$").ok()),
+            ("iqn", Regex::new(r"iqn\.\d{4}-\d{2}\.([[:alnum:]-.]+)(:[^,;*&$|\s]+)$").ok()),
+            ("eui", Regex::new(r"eui.[[:alnum:]]{16}$").ok()),
+            ("naa", Regex::new(r"naa.[[:alnum:]]{32}$").ok()),
         ]
     });
     match FORMS.iter().find(|(prefix, _)| name.starts_with(prefix)) {
