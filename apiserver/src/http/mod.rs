@@ -36,7 +36,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, CACHE_CONTROL, HeaderValue, SEC_WEBSOCKET_PROTOCOL, UPGRADE, USER_AGENT};
 use http::{HeaderMap, Method, Request};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::upgrade::OnUpgrade;
 use rustls_pki_types::CertificateDer;
 use schema::Media;
@@ -53,6 +53,8 @@ use respond::Answer;
 
 /// Largest body, as upstream.
 const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// How much more is read of a larger one.
+const BODY_OVERRUN: usize = 8 * 1024 * 1024;
 /// For requests that are expected to end.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -297,11 +299,26 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<respond::BoxError>,
 {
-    match Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::too_large(format!("limit is {BODY_LIMIT}"))),
-        Err(error) => Err(Status::bad_request(format!("reading the request's body: {error}"))),
+    let mut body = std::pin::pin!(body);
+    let (mut read, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Status::bad_request(format!("reading the request's body: {}", error.into())))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        match length {
+            // A client that is still writing would not see the answer, so some more is read for nothing.
+            length if length > BODY_LIMIT + BODY_OVERRUN => break,
+            length if length > BODY_LIMIT => read.clear(),
+            _ => read.push(data),
+        }
     }
+    if length > BODY_LIMIT {
+        return Err(Status::too_large(format!("limit is {BODY_LIMIT}")));
+    }
+    Ok(match read.as_slice() {
+        [one] => one.clone(),
+        many => many.concat().into(),
+    })
 }
 
 /// The row and object a path names. 404 for what is not served, 405 for verbs it does not have.

@@ -79,7 +79,7 @@ pub fn selection(call: &Call, target: &Target) -> Result<Selection, Status> {
 
 fn stored_field<'a>(target: &Target, field: &'a str) -> Result<&'a str, Status> {
     let kind = target.kind;
-    if field == "metadata.name" || field == "metadata.namespace" && kind.namespaced {
+    if field == "metadata.name" || field == "metadata.namespace" && (kind.namespaced || kind.fields.is_empty()) {
         return Ok(field);
     }
     let Some(selectable) = kind.fields.iter().find(|f| f.field == field) else {

@@ -71,8 +71,8 @@ impl Addresses {
         Ipv4Addr::from(u32::from(self.range.network()) + 1)
     }
 
-    /// Give a Service what its type needs; other kinds pass through.
-    pub fn assign(&self, cache: &Cache, kind: &Kind, new: &Value, old: Option<&Value>) -> Result<Lease, Status> {
+    /// Give a Service what its type needs; other kinds pass through. A dry run is given ports of no use, and may ask for such.
+    pub fn assign(&self, cache: &Cache, kind: &Kind, new: &Value, old: Option<&Value>, dry_run: bool) -> Result<Lease, Status> {
         let mut lease = Lease { object: new.clone(), hold: Hold::default() };
         if kind.plural != "services" || !kind.group.is_empty() {
             return Ok(lease);
@@ -80,7 +80,7 @@ impl Addresses {
         let Lease { object, hold } = &mut lease;
         hold.held = Some(self.held.clone());
         let mut held = self.held.lock();
-        let assigned = Assigner { addresses: self, cache, held: &mut held, hold, old }.run(object);
+        let assigned = Assigner { addresses: self, cache, held: &mut held, hold, old, dry_run }.run(object);
         drop(held);
         match assigned {
             Ok(()) => Ok(lease),
@@ -101,6 +101,9 @@ impl From<FieldError> for Refused {
         Refused::Fields(vec![error])
     }
 }
+
+/// The first node port of a dry run. Upstream: `portallocator.PortAllocationOperation.AllocateNext`.
+const FIRST_DUMMY: i64 = 32769;
 
 /// The only family of addresses that Services of this cluster can have.
 const FAMILY: &str = "IPv4";
@@ -136,6 +139,7 @@ struct Assigner<'a> {
     held: &'a mut Held,
     hold: &'a mut Hold,
     old: Option<&'a Value>,
+    dry_run: bool,
 }
 
 impl Assigner<'_> {
@@ -297,6 +301,9 @@ impl Assigner<'_> {
     }
 
     fn any_port(&self, taken: &HashSet<i64>) -> Option<i64> {
+        if self.dry_run {
+            return Some(self.hold.ports.iter().max().map_or(FIRST_DUMMY, |last| last + 1));
+        }
         let (low, high) = self.bounds();
         let start = rand::rng().random_range(low..=high);
         (start..=high).chain(low..start).find(|port| !taken.contains(port))
@@ -319,7 +326,7 @@ impl Assigner<'_> {
     fn usable(&self, port: i64, taken: &HashSet<i64>) -> Result<(), String> {
         let (low, high) = self.bounds();
         match port {
-            port if !(low..=high).contains(&port) => {
+            port if !self.dry_run && !(low..=high).contains(&port) => {
                 Err(format!("provided port is not in the valid range. The range of valid ports is {low}-{high}"))
             }
             port if taken.contains(&port) => Err("provided port is already allocated".into()),

@@ -290,7 +290,7 @@ impl Registry {
         if text(&object, "/metadata/name").is_empty() && !text(&object, "/metadata/generateName").is_empty() {
             tree::meta(&mut object).insert("name".into(), name.clone().into());
         }
-        let lease = self.addresses.assign(&self.cache, kind, &object, old)?;
+        let lease = self.addresses.assign(&self.cache, kind, &object, old, options.dry_run)?;
         let object = &lease.object;
         let errors = validate(object);
         if !errors.is_empty() {
