@@ -26,7 +26,7 @@ const REMEMBERED: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not one of our tokens: another authenticator may know it.
-    #[error("not a service account token of this issuer")]
+    #[error("invalid bearer token")]
     Foreign,
     #[error("invalid signature, {0}")]
     Signature(&'static str),
