@@ -8,7 +8,6 @@ use regex::Regex;
 pub const ANSWERS: &[(&str, &str)] = &[
     (r"abelSelector|elector\.match(Labels|Expressions)\S*: Invalid value: .* a valid label must", "values in label selectors are checked"),
     (r"podAffinityTerm|\.matchExpressions\.match", "the path of a term's selector says labelSelector"),
-    (r"provided port is not in the valid range", "a dry run asks for node ports, too"),
     (r"primary clusterIP can not be unset|`ipFamilyPolicy`|ipFamilies", "addresses left out are kept; families are always there"),
     (r"ExternalTrafficPolicy |externalTrafficPolicy", "traffic policies are a closed list, and for reachable Services only"),
     (r"storage\.CSIDriverSpec", "what a driver wants of kubelets may change"),
@@ -22,7 +21,6 @@ pub const ANSWERS: &[(&str, &str)] = &[
     (r"terminationMessagePolicy", "a closed list"),
     (r"topologyKey|topologySpreadConstraints", "checked as label names"),
     (r"init containers", "init containers may restart, with probes and hooks"),
-    (r"list element types are not identical|does not contain declared merge key", "strategic merge says first what it misses"),
     (r"dataSource", "whatever fills a claim is named by dataSourceRef"),
 ];
 
@@ -30,8 +28,7 @@ pub const ANSWERS: &[(&str, &str)] = &[
 pub const WORDS: &[(&str, &str, &str)] = &[
     (r"may not be more than (\d+) bytes?", "must have at most $1 bytes", "1.32 counts bytes"),
     (r"cannot be handled as an? (\w+): .*", "cannot be handled as $1", "another JSON decoder since 1.23"),
-    (r"the object provided is unrecognized.*", "unrecognized", "the same"),
-    (r"couldn't get version/kind.*", "unrecognized", "the same"),
+    (r"json parse error: .*", "json parse error", "the same"),
     (r"error decoding patch.*|.*is invalid: patch: Invalid value:.*", "bad patch", "the same"),
     (r", .ReadWriteOncePod.", "", "a new access mode"),
     (r"(?s)pod updates may not change fields other than.*", "pod updates", "more of a pod may change"),

@@ -25,6 +25,7 @@ const SEEDS: &str = include_str!("../../../data/seeds.yaml");
 const NAMESPACE: &str = "stockdiff";
 const MERGE: &str = "application/merge-patch+json";
 const STRATEGIC: &str = "application/strategic-merge-patch+json";
+const JSON: &str = "application/json-patch+json";
 
 #[derive(Parser)]
 struct Args {
@@ -92,7 +93,7 @@ impl Sides {
     }
 
     async fn seed(&mut self, kind: &str, seed: &Value, mutations: &[Mutation]) -> Result<()> {
-        self.create(kind, seed, &Mutation { rule: "as it is".into(), body: seed.clone() }).await?;
+        self.create(kind, seed, &Mutation { rule: "as it is".into(), at: String::new(), body: seed.clone() }).await?;
         for mutation in mutations {
             self.create(kind, seed, mutation).await?;
         }
@@ -105,9 +106,8 @@ impl Sides {
         }
         for (index, mutation) in mutations.iter().enumerate().filter(|(_, mutation)| mutation.body.is_object()) {
             self.update(kind, seed, mutation).await?;
-            if index % 3 == 0 && mutation.rule.contains(": ") {
-                let content_type = if index % 2 == 0 { MERGE } else { STRATEGIC };
-                self.patch(kind, seed, mutation, content_type).await?;
+            if index % 2 == 0 && !mutation.at.is_empty() {
+                self.patch(kind, seed, mutation, [MERGE, JSON, STRATEGIC][index / 2 % 3]).await?;
             }
         }
         for side in [&mut self.ours, &mut self.stock] {
@@ -137,14 +137,20 @@ impl Sides {
 
     async fn patch(&mut self, kind: &str, seed: &Value, mutation: &Mutation, content_type: &str) -> Result<()> {
         let mut body = mutation.body.clone();
-        if let Some(fields) = body.as_object_mut() {
+        if content_type == JSON {
+            body = match body.pointer(&mutation.at) {
+                Some(value) => json!([{"op": "replace", "path": mutation.at, "value": value}]),
+                None => json!([{"op": "remove", "path": mutation.at}]),
+            };
+        } else if let Some(fields) = body.as_object_mut() {
             fields.remove("apiVersion");
             fields.remove("kind");
         }
         let ours = self.ours.dry(Method::PATCH, seed, name_of(seed), content_type, &body);
         let stock = self.stock.dry(Method::PATCH, seed, name_of(seed), content_type, &body);
         let (ours, stock) = tokio::join!(ours, stock);
-        self.note(kind, seed, if content_type == MERGE { "merge" } else { "strategic" }, mutation, ours?, stock?);
+        let (verb, _) = content_type.trim_start_matches("application/").split_once('-').unwrap_or_default();
+        self.note(kind, seed, verb, mutation, ours?, stock?);
         Ok(())
     }
 

@@ -5,6 +5,8 @@ use serde_json::{Map, Value, json};
 pub struct Mutation {
     /// `spec.replicas: -1`
     pub rule: String,
+    /// JSON pointer of the field that is changed; empty where it is more than one.
+    pub at: String,
     pub body: Value,
 }
 
@@ -44,7 +46,7 @@ pub fn all(seed: &Value) -> Vec<Mutation> {
         ("another kind", with(seed, &["kind".into()], Some(json!("Bogus")))),
         ("another version", with(seed, &["apiVersion".into()], Some(json!("bogus/v9")))),
     ];
-    found.extend(whole.map(|(rule, body)| Mutation { rule: rule.into(), body }));
+    found.extend(whole.map(|(rule, body)| Mutation { rule: rule.into(), at: String::new(), body }));
     found
 }
 
@@ -65,8 +67,7 @@ pub fn pick(mut mutations: Vec<Mutation>, limit: usize, number: u64) -> Vec<Muta
 fn with(seed: &Value, path: &[String], value: Option<Value>) -> Value {
     let mut body = seed.clone();
     let Some((last, parents)) = path.split_last() else { return body };
-    let pointer: String = parents.iter().map(|step| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect();
-    match body.pointer_mut(&pointer) {
+    match body.pointer_mut(&pointer(parents)) {
         Some(Value::Object(fields)) => {
             match value {
                 Some(value) => fields.insert(last.clone(), value),
@@ -85,13 +86,17 @@ fn with(seed: &Value, path: &[String], value: Option<Value>) -> Value {
     body
 }
 
+fn pointer(path: &[String]) -> String {
+    path.iter().map(|step| format!("/{}", step.replace('~', "~0").replace('/', "~1"))).collect()
+}
+
 fn walk(seed: &Value, value: &Value, path: &mut Vec<String>, found: &mut Vec<Mutation>) {
     let field = path.last().cloned().unwrap_or_default();
     if !(path.is_empty() || path.len() == 1 && matches!(field.as_str(), "apiVersion" | "kind")) {
         let variants = [("left out", None), ("null", Some(Value::Null))].into_iter().map(|(rule, value)| (rule.to_owned(), value));
         let others = variants_of(&field, value).into_iter().map(|(rule, value)| (rule, Some(value)));
         for (rule, replacement) in variants.chain(others) {
-            found.push(Mutation { rule: format!("{}: {rule}", path.join(".")), body: with(seed, path, replacement) });
+            found.push(Mutation { rule: format!("{}: {rule}", path.join(".")), at: pointer(path), body: with(seed, path, replacement) });
         }
     }
     let children: Vec<(String, &Value)> = match value {
@@ -196,6 +201,7 @@ fn metadata(seed: &Value, found: &mut Vec<Mutation>) {
     ];
     for (field, value) in rows {
         let rule = format!("metadata.{field} = {:.30}", value.to_string());
-        found.push(Mutation { rule, body: with(seed, &["metadata".into(), field.into()], Some(value)) });
+        let path = ["metadata".to_owned(), field.to_owned()];
+        found.push(Mutation { rule, at: pointer(&path), body: with(seed, &path, Some(value)) });
     }
 }
