@@ -71,14 +71,15 @@ impl Addresses {
         Ipv4Addr::from(u32::from(self.range.network()) + 1)
     }
 
-    /// Give a Service what its type needs; other kinds pass through. A dry run is given ports of no use, and may ask for such.
+    /// Give a Service what its type needs; other kinds pass through. A dry run is given ports of no use, may ask for
+    /// such, and holds nothing that another write could want.
     pub fn assign(&self, cache: &Cache, kind: &Kind, new: &Value, old: Option<&Value>, dry_run: bool) -> Result<Lease, Status> {
         let mut lease = Lease { object: new.clone(), hold: Hold::default() };
         if kind.plural != "services" || !kind.group.is_empty() {
             return Ok(lease);
         }
         let Lease { object, hold } = &mut lease;
-        hold.held = Some(self.held.clone());
+        hold.held = (!dry_run).then(|| self.held.clone());
         let mut held = self.held.lock();
         let assigned = Assigner { addresses: self, cache, held: &mut held, hold, old, dry_run }.run(object);
         drop(held);
@@ -173,7 +174,9 @@ impl Assigner<'_> {
         let asked = text(service, "/spec/clusterIP").to_owned();
         let taken = self.taken_ips();
         let ip = if asked.is_empty() { self.free_ip(&taken)? } else { self.check_ip(&asked, &taken)? };
-        self.held.ips.insert(ip);
+        if !self.dry_run {
+            self.held.ips.insert(ip);
+        }
         self.hold.ips.push(ip);
         let spec = object(service, "spec");
         spec.insert("clusterIP".into(), json!(ip.to_string()));
@@ -339,7 +342,9 @@ impl Assigner<'_> {
     }
 
     fn reserve(&mut self, port: Option<i64>) -> Option<i64> {
-        self.held.ports.extend(port);
+        if !self.dry_run {
+            self.held.ports.extend(port);
+        }
         self.hold.ports.extend(port);
         port
     }
