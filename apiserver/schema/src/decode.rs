@@ -179,7 +179,8 @@ fn is_old_eviction(said: &Gvk, expected: &Gvk) -> bool {
 /// What the body leaves out is taken from the request; what it says must fit.
 fn check_kind(said: &Gvk, expected: &Gvk) -> Result<(), Status> {
     let anywhere = lookup(&Gvk::new("meta.k8s.io", "v1", &expected.kind)).is_some();
-    let version_fits = said.version.is_empty() || anywhere || is_old_eviction(said, expected) || (&said.group, &said.version) == (&expected.group, &expected.version);
+    let same = (&said.group, &said.version) == (&expected.group, &expected.version);
+    let version_fits = said.version.is_empty() || same || anywhere || is_old_eviction(said, expected);
     if let Some((full, why)) = misfit(said, expected) {
         let version = go_quote(&full.version);
         return Err(Status::bad_request(format!("{} in version {version} cannot be handled as a {}: {why}", full.kind, expected.kind)));
