@@ -198,11 +198,9 @@ mod tests {
     #[test]
     fn results_name_their_sandbox() {
         let id = "0123456789abcdef".repeat(4);
-        for (file, sandbox) in [
-            (format!("coracle-{id}-eth0"), Some(&*id)),
-            (format!("cni-loopback-{id}-lo"), Some(&*id)),
-            ("coracle-short-eth0".into(), None),
-        ] {
+        for (file, sandbox) in
+            [(format!("coracle-{id}-eth0"), Some(&*id)), (format!("cni-loopback-{id}-lo"), Some(&*id)), ("coracle-short-eth0".into(), None)]
+        {
             assert_eq!(sandbox_of(&file), sandbox, "{file}");
         }
     }

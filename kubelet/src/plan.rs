@@ -132,9 +132,11 @@ pub fn plan_end(pod: &Pod, observed: &Observed) -> Plan {
 fn over(pod: &Pod, observed: &Observed) -> bool {
     let ended = |c: &Container| observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && !restarts(pod.restart_policy(), i));
     let init_failed = pod.restart_policy() == "Never"
-        && pod.init_containers().iter().filter(|c| !c.is_sidecar()).any(|c| {
-            observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && i.exit_code != 0)
-        });
+        && pod
+            .init_containers()
+            .iter()
+            .filter(|c| !c.is_sidecar())
+            .any(|c| observed.latest(&c.name).is_some_and(|i| i.state == State::Exited && i.exit_code != 0));
     init_failed || pod.spec().containers.iter().all(ended)
 }
 

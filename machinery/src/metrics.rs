@@ -217,7 +217,8 @@ mod tests {
         registry.register("hits", "All hits", counter.clone());
         registry.register("depth", "Now", Gauge::<i64>::default());
         counter.inc();
-        let expected = "# HELP hits_total All hits.\n# TYPE hits_total counter\nhits_total 1\n# HELP depth Now.\n# TYPE depth gauge\ndepth 0\n";
+        let expected =
+            "# HELP hits_total All hits.\n# TYPE hits_total counter\nhits_total 1\n# HELP depth Now.\n# TYPE depth gauge\ndepth 0\n";
         assert_eq!(exposition(&registry).unwrap(), expected);
     }
 }

@@ -21,8 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::CancellationToken;
 use crate::delegated::{Action, Delegated};
 use crate::https::{self, Body, Peer};
-use crate::tls;
 use crate::metrics;
+use crate::tls;
 
 /// Flags that every program takes, with upstream's names.
 #[derive(Clone, Debug, clap::Args)]

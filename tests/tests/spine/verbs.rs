@@ -70,7 +70,11 @@ pub fn get_in_every_form(spine: &Spine) -> Result<()> {
     ensure_eq(kubectl.ok("get pods --field-selector status.phase=Running --no-headers")?.lines().count(), 2, "by field")?;
     ensure_contains(&kubectl.ok("get pods -A")?, &["NAMESPACE", "kube-system", "v-get"])?;
     let nodes = kubectl.ok("describe node worker1")?;
-    let told = ["node.alpha.kubernetes.io/ttl: 0", "controller-managed-attach-detach: true", "Node worker1 status is now: NodeHasSufficientMemory"];
+    let told = [
+        "node.alpha.kubernetes.io/ttl: 0",
+        "controller-managed-attach-detach: true",
+        "Node worker1 status is now: NodeHasSufficientMemory",
+    ];
     ensure_contains(&nodes, &told)?;
     let sorted = kubectl.ok("get pods -A --sort-by=.metadata.name -o custom-columns=N:.metadata.name --no-headers")?;
     let names: Vec<&str> = sorted.lines().collect();
@@ -196,7 +200,10 @@ pub fn explain_and_discovery(spine: &Spine) -> Result<()> {
     ensure_eq(kubectl.ok("get --raw /readyz")?, "ok".into(), "readyz")?;
     ensure_contains(&kubectl.ok("get --raw /metrics")?, &["# TYPE apiserver_request_total counter"])?;
     let versions = kubectl.ok("get --raw /api")?;
-    ensure_contains(&versions, &["{\"kind\":\"APIVersions\",\"versions\":[\"v1\"],\"serverAddressByClientCIDRs\":[{\"clientCIDR\":\"0.0.0.0/0\","])?;
+    ensure_contains(
+        &versions,
+        &["{\"kind\":\"APIVersions\",\"versions\":[\"v1\"],\"serverAddressByClientCIDRs\":[{\"clientCIDR\":\"0.0.0.0/0\","],
+    )?;
     let components = kubectl.run("get cs")?;
     ensure_contains(&components.stderr, &["Warning: v1 ComponentStatus is deprecated in v1.19+"])?;
     let lines: Vec<Vec<&str>> = components.stdout.lines().map(|line| line.split_whitespace().collect()).collect();

@@ -370,7 +370,11 @@ fn list_terms(path: &Path, schema: &Value) -> ErrorList {
         };
         if items.get(inner).and_then(Value::as_str).unwrap_or(default) != "atomic" {
             let value = items.get("x-kubernetes-list-type").cloned().unwrap_or_default();
-            errors.push(Error::invalid(&items_path.child(inner), value, "must be atomic as item of a list with x-kubernetes-list-type=set"));
+            errors.push(Error::invalid(
+                &items_path.child(inner),
+                value,
+                "must be atomic as item of a list with x-kubernetes-list-type=set",
+            ));
         }
     }
     errors.extend(optional_one_of(&type_path, list_type, &["atomic", "map", "set"]));

@@ -303,7 +303,8 @@ pub fn update(new: &Pod, old: &Pod) -> ErrorList {
         let munged = json(&without_updatable(new_spec, old_spec));
         let stored = json(old_spec);
         if munged != stored {
-            let detail = format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference("core.PodSpec", &munged, &stored));
+            let detail =
+                format!("pod updates may not change fields other than {UPDATABLE}\n{}", difference("core.PodSpec", &munged, &stored));
             errors.push(Error::forbidden(&path, detail));
         }
     }

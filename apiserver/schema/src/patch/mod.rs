@@ -203,7 +203,9 @@ mod tests {
             (
                 refused(PatchType::Json, r#"[{"op":"replace","path":"","value":{"apiVersion":"v1","kind":"Pod"}}]"#),
                 422,
-                format!(r#"{head}"{{\"apiVersion\":\"v1\",\"kind\":\"Pod\"}}": converting (v1.Pod) to (apps.Deployment): unknown conversion"#),
+                format!(
+                    r#"{head}"{{\"apiVersion\":\"v1\",\"kind\":\"Pod\"}}": converting (v1.Pod) to (apps.Deployment): unknown conversion"#
+                ),
             ),
             (strategic("{"), 400, "unexpected end of JSON input".to_owned()),
             (refused(PatchType::Merge, "{"), 400, "error decoding patch: unexpected end of JSON input".to_owned()),
@@ -231,8 +233,14 @@ mod tests {
     #[test]
     fn a_good_patch_gives_a_whole_object() {
         let gvk = Gvk::new("apps", "v1", "Deployment");
-        let (object, warnings) =
-            apply(&gvk, &json!({"apiVersion": "apps/v1", "spec": {}}), PatchType::Merge, br#"{"spec":{"paused":true,"x":1}}"#, FieldValidation::Warn).unwrap();
+        let (object, warnings) = apply(
+            &gvk,
+            &json!({"apiVersion": "apps/v1", "spec": {}}),
+            PatchType::Merge,
+            br#"{"spec":{"paused":true,"x":1}}"#,
+            FieldValidation::Warn,
+        )
+        .unwrap();
         assert_eq!(object["spec"]["paused"], true);
         assert_eq!(object["kind"], "Deployment");
         assert_eq!(warnings, [r#"unknown field "spec.x""#]);

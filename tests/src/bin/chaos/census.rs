@@ -75,12 +75,11 @@ impl Census {
     pub fn pods_are_whole(&self) -> Result<()> {
         let of = |what: &str| self.0.get(what).copied().unwrap_or_default();
         let pods = of("sandbox, ready");
-        let wrong: Vec<String> =
-            ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", POD_GROUP]
-                .iter()
-                .filter(|what| of(what) != pods)
-                .map(|what| format!("{} × {what}", of(what)))
-                .collect();
+        let wrong: Vec<String> = ["process containerd-shim", "network namespace", "address", "device veth", "folder of a pod", POD_GROUP]
+            .iter()
+            .filter(|what| of(what) != pods)
+            .map(|what| format!("{} × {what}", of(what)))
+            .collect();
         if !wrong.is_empty() || of("sandbox, dead") > 0 || of("container, dead") > 0 {
             bail!(
                 "{pods} pods, but {}, {} dead sandboxes, {} dead containers",
@@ -268,9 +267,11 @@ pub fn found(cluster: &Cluster, machine: &Machine, namespace: &str) -> Result<Ve
 pub fn alive(cluster: &Cluster) -> BTreeSet<String> {
     let group = format!("/coracle/{}/", cluster.name);
     let Ok(all) = procfs::process::all_processes() else { return BTreeSet::new() };
-    let living = all.flatten().filter(|process| process.stat().is_ok_and(|stat| !"ZX".contains(stat.state) && !stat.comm.starts_with("runc")));
+    let living =
+        all.flatten().filter(|process| process.stat().is_ok_and(|stat| !"ZX".contains(stat.state) && !stat.comm.starts_with("runc")));
     let groups = living.filter_map(|process| fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).ok());
-    let of_pod = |line: &str| Some(line.split_once(&group)?.1.split_once("/kubepods/")?.1.split_once("pod")?.1.split('/').nth(1)?.to_owned());
+    let of_pod =
+        |line: &str| Some(line.split_once(&group)?.1.split_once("/kubepods/")?.1.split_once("pod")?.1.split('/').nth(1)?.to_owned());
     groups.filter_map(|groups| groups.lines().find_map(of_pod)).collect()
 }
 

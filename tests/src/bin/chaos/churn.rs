@@ -274,7 +274,8 @@ impl Churn {
         for n in &self.jobs {
             let name = objects::job_name(*n);
             let job = listed.iter().find(|job| job["metadata"]["name"] == name.as_str()).with_context(|| format!("job {name} is lost"))?;
-            let ended = job["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Complete" && c["status"] == "True");
+            let ended =
+                job["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Complete" && c["status"] == "True");
             if !ended || job["status"]["succeeded"] != COMPLETIONS {
                 bail!("job {name} is not complete, or too much so: {}", job["status"]);
             }
@@ -296,7 +297,8 @@ impl Churn {
             if are != wanted {
                 bail!("service {name}: endpoints {are:?}, pods {wanted:?}");
             }
-            let service = services.iter().find(|one| one["metadata"]["name"] == *name).with_context(|| format!("service {name} is lost"))?;
+            let service =
+                services.iter().find(|one| one["metadata"]["name"] == *name).with_context(|| format!("service {name} is lost"))?;
             let port = service["spec"]["ports"][0]["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).context("a node port")?;
             for machine in &record.machines {
                 answers(record.address(machine), port).with_context(|| format!("service {name} through {}", machine.name))?;

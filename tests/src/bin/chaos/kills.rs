@@ -91,7 +91,9 @@ impl Kills {
             }
         }
         let names: Vec<&String> = kinds.keys().collect();
-        let Some((name, pid)) = names.choose(random).and_then(|name| Some(((*name).clone(), *kinds[*name].choose(random)?))) else { return };
+        let Some((name, pid)) = names.choose(random).and_then(|name| Some(((*name).clone(), *kinds[*name].choose(random)?))) else {
+            return;
+        };
         if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
             self.note(format!("{name} ({})", role(machine)));
         }
