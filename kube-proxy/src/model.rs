@@ -102,11 +102,12 @@ struct Candidate {
     zones: Vec<String>,
 }
 
-/// The ports of a Service; none if it is headless, an ExternalName or another proxy's.
+/// The ports of a Service; none if it is headless (or labelled so), an ExternalName or another proxy's.
 pub fn ports(service: &Service, slices: &BTreeMap<String, Arc<EndpointSlice>>, place: &Place) -> Vec<Port> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let labels = service.metadata.labels.as_ref();
-    let other_proxy = labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name"));
+    let not_ours = ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"];
+    let other_proxy = labels.is_some_and(|l| not_ours.iter().any(|label| l.contains_key(*label)));
     let cluster_ips = cluster_ips(spec);
     if spec.type_.as_deref() == Some("ExternalName") || cluster_ips.is_empty() || other_proxy {
         return Vec::new();
@@ -254,6 +255,16 @@ mod tests {
         let place = Place::default();
         for spec in [serde_json::json!({"clusterIP": "None"}), serde_json::json!({"type": "ExternalName", "externalName": "x"})] {
             assert!(ports(&service("web", spec), &BTreeMap::new(), &place).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_labelled_for_no_proxy_or_another_has_no_rules() {
+        let mut web = service("web", serde_json::json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}));
+        assert_eq!(ports(&web, &BTreeMap::new(), &Place::default()).len(), 1);
+        for label in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+            web.metadata.labels = Some([(label.to_owned(), String::new())].into());
+            assert!(ports(&web, &BTreeMap::new(), &Place::default()).is_empty(), "{label}");
         }
     }
 }
